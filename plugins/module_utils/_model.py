@@ -1,0 +1,287 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""The words of the project as frozen dataclasses, and nothing else.
+
+Ansible hands data from task to task as plain dictionaries: `to_dict` and `from_dict` are the two ways across.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A golden image: what the user wrote, and the name that cannot change (a digest, or a local image's id)."""
+
+    reference: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One container or VM: planned (id is empty) or observed.
+
+    state: planned, created, running, restarting, stopped. health: healthy, unhealthy, starting, none.
+    id is the engine's own, never reused; marker is what the instance itself carries (phoenix.fleet.*).
+    """
+
+    name: str
+    host: str
+    fleet: str
+    release: int
+    slot: int
+    image: str
+    address: str
+    port: int
+    revision: str = ""
+    id: str = ""
+    state: str = "planned"
+    health: str = "none"
+    created: str = ""
+    marker: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """What an instance left behind: its state, exit code, restarts, last log lines and the engine's own description."""
+
+    name: str
+    state: str
+    exit_code: Optional[int]
+    restarts: int
+    log: Tuple[str, ...] = ()
+    inspect: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A line of a backend, desired or observed.
+
+    state: ready, drain, maint. weight: 0 to 256. id: HAProxy's numeric id, the same on every balancer.
+    up, check and sessions are observed only: up means that HAProxy's own checks have fully passed
+    (facts: rise+fall-1 of health), sessions counts current and queued ones in every HAProxy process.
+    """
+
+    name: str
+    address: str
+    port: int
+    id: int
+    weight: int = 0
+    state: str = "ready"
+    up: bool = False
+    check: str = ""
+    sessions: int = 0
+
+
+@dataclass(frozen=True)
+class Head:
+    """The comment at the top of a fragment: who may write it (ledger, fence), and what it would take to go on without a ledger."""
+
+    ledger: str = ""
+    fence: int = 0
+    fleet: str = ""
+    live: int = 0
+    next: int = 1
+
+
+@dataclass(frozen=True)
+class Balancer:
+    """One HAProxy as observed. head is None where no fragment of ours exists. strangers are servers that are not ours."""
+
+    host: str
+    reachable: bool = True
+    version: str = ""
+    head: Optional[Head] = None
+    servers: Tuple[Server, ...] = ()
+    strangers: Tuple[Server, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where the instances of one engine or node may be reached: every address from first to last, on every port.
+
+    kind network: an instance has an address of its own and the service's port; kind published: the host's address and
+    a port of its own; kind dynamic: the provider finds the address out after the start.
+    taken are the keys (see `key`) that are in use already, by whomever.
+    """
+
+    host: str
+    kind: str
+    first: str = ""
+    last: str = ""
+    ports: Tuple[int, int] = (0, 0)
+    taken: Tuple[str, ...] = ()
+
+    def key(self, address: str, port: int) -> str:
+        """What must be unique in this pool: the address alone, or address and port where instances share the host's address."""
+        return f"{address}:{port}" if self.kind == "published" else address
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A fleet as its owner wrote it: every value validated, converted and complete."""
+
+    name: str
+    image: str
+    port: int
+    provider: str = "docker"
+    size: int = 2
+    checks: Tuple[Mapping[str, Any], ...] = ({"tcp": {}},)
+    check_timeout: int = 60
+    check_from: str = "controller"
+    balancers: Tuple[str, ...] = ()
+    backend: str = ""
+    haproxy: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    strategy: str = "blue_green"
+    drain_timeout: int = 30
+    stop_timeout: int = 10
+    keep: int = 1
+    standby: str = "stopped"
+    hold: str = ""
+    state_dir: str = ""
+    ledger: str = ""
+    takeover: bool = False
+    adopt: bool = False
+    revision: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Release:
+    """One generation of a fleet as the ledger knows it.
+
+    status: open (being made), live, standby, failed, retired. hash is that of the definition's part that shapes an
+    instance; definition is that part itself, without secrets. Times are ISO 8601 in UTC.
+    """
+
+    number: int
+    status: str
+    image: str
+    digest: str
+    hash: str
+    size: int
+    revision: str = ""
+    definition: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    by: str = ""
+    started: str = ""
+    finished: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One undertaking in the ledger. source and target are release numbers (0: none); records are in the order written."""
+
+    number: int
+    verb: str
+    source: int
+    target: int
+    records: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class History:
+    """What the ledger knows of one fleet. entry is the undertaking that is not done yet, if there is one.
+
+    reserved maps the pool keys (`HOST KEY`) that instances of this ledger, of any fleet, hold to their instances' names.
+    servers maps instance names of this fleet to the ids that HAProxy knows them by.
+    """
+
+    ledger: str
+    fence: int = 0
+    live: int = 0
+    next_release: int = 1
+    next_server: int = 1
+    releases: Tuple[Release, ...] = ()
+    entry: Optional[Entry] = None
+    servers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class World:
+    """What is observed now. Observed, never remembered."""
+
+    instances: Tuple[Instance, ...] = ()
+    balancers: Tuple[Balancer, ...] = ()
+    pools: Tuple[Pool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a run is for. verb: release, rollback, scale, heal, retire, abort. Only the fields of the verb matter."""
+
+    verb: str
+    image: Optional[Image] = None
+    hash: str = ""
+    force: bool = False
+    size: int = 0
+    to: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kind of act on a whole set. Which fields matter follows from the kind: see `KINDS` in the planner."""
+
+    kind: str
+    instances: Tuple[Instance, ...] = ()
+    servers: Tuple[Server, ...] = ()
+    release: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Waves of steps from the world to the goal, with the reasons in words. No waves: the goal holds already."""
+
+    verb: str
+    source: int
+    target: int
+    waves: Tuple[Tuple[Step, ...], ...] = ()
+    release: Optional[Release] = None
+    reasons: Tuple[str, ...] = ()
+    servers: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+
+def to_dict(value: Any) -> Dict[str, Any]:
+    """A dataclass as plain data, tuples as lists, for Ansible."""
+    return {key: _plain(item) for key, item in asdict(value).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(kind: Type[T], data: Mapping[str, Any]) -> T:
+    """The dataclass that `to_dict` was given, nested ones included; unknown keys are ignored, so that results may carry more."""
+    return kind(**{item.name: _revived(item.name, data[item.name]) for item in fields(kind) if item.name in data})  # type: ignore[arg-type]
+
+
+_NESTED: Dict[str, Any] = {
+    "instances": Instance, "servers": Server, "strangers": Server, "balancers": Balancer, "pools": Pool, "releases": Release,
+    "entry": Entry, "head": Head, "image": Image, "release": Release,
+}
+
+
+def _revived(name: str, value: Any) -> Any:
+    kind = _NESTED.get(name)
+    if name == "waves":
+        return tuple(tuple(from_dict(Step, step) for step in wave) for wave in value)
+    if isinstance(value, Mapping):
+        return from_dict(kind, value) if kind and name not in ("servers",) else dict(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(from_dict(kind, item) if kind and isinstance(item, Mapping) else item for item in value)
+    return value

@@ -1,0 +1,64 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""The protocol that every provider keeps. tests/contract holds the suite that each of them passes, the simulated one included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Protocol, Sequence, Tuple
+
+from .._model import Image, Instance, LastWords, Pool
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What every instance of one release is made from. options are the provider's own (fleet_docker), validated."""
+
+    image: Image
+    hash: str = ""
+    ledger: str = ""
+    revision: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+class Provider(Protocol):
+    """Instances of one kind. All methods work on whole sets, concurrently and bounded, and touch nothing without our marker.
+
+    Every method raises UnreachableError where the other side gives no answer, and RefusedError where it says no. Where some
+    of a set fail, the rest is carried out first, and one error then names each that failed.
+    """
+
+    def image(self, reference: str) -> Image:
+        """What the reference means now. A registry is asked before a local image, a local image needs no registry."""
+
+    def pools(self, fleet: str, port: int, balancers: Sequence[str]) -> Tuple[Pool, ...]:
+        """Where instances may be placed, in order of preference for an even spread, with what is taken there by anybody.
+
+        balancers are the addresses of the balancers' hosts, "local" for this one. Raises RefusedError with the remedy
+        where one of them could not reach the instances.
+        """
+
+    def observe(self, fleet: str) -> Tuple[Instance, ...]:
+        """All instances that carry the fleet's marker, running or not, in one listing per engine or node."""
+
+    def preflight(self, instances: Sequence[Instance], blueprint: Blueprint) -> None:
+        """Raises RefusedError naming what is missing for these instances to exist beside those that run: memory, network, image."""
+
+    def create(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
+        """Create and start planned instances; returns them as observed. One whose name and marker exist already is taken as it is."""
+
+    def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
+        """Start what was stopped, with the current secrets; returns them as observed. Running ones are left alone."""
+
+    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
+        """The polite signal, then, timeout seconds later, the kill. Stopped or vanished ones are left alone."""
+
+    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
+        """Stop politely, then remove by id what bears our marker, with everything made for it alone. Vanished ones are fine."""
+
+    def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
+        """What each of them has to say; an instance that vanished says so."""
