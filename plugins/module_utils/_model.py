@@ -241,15 +241,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Waves of steps from the world to the goal, with the reasons in words. No waves: the goal holds already."""
+    """Waves of steps from the world to the goal, with the reasons in words. No waves: the goal holds already.
+
+    source and target are release numbers (0: none); release is the target as it will be recorded; outcome is the target's status
+    once the plan is carried out (live, failed, retired). again: this plan only puts a former run right, and the goal needs
+    another plan after it. servers and reserved are all that the fleet holds while the plan is carried out (see History).
+    """
 
     verb: str
     source: int
     target: int
+    outcome: str = "live"
     waves: Tuple[Tuple[Step, ...], ...] = ()
     release: Optional[Release] = None
     reasons: Tuple[str, ...] = ()
+    again: bool = False
     servers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def to_dict(value: Any) -> Dict[str, Any]:
