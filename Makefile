@@ -1,0 +1,37 @@
+# The commands of the project. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+PYTHON := .venv/bin/python
+
+.PHONY: help setup demo lab-down test lint bench clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s '#'
+
+setup: .venv/.collection ## an environment in .venv, with this checkout as its collection phoenix.fleet
+
+demo: setup ## a lab on this machine, and the main job under load
+	@demo/run
+
+lab-down: ## remove the lab
+	@demo/down
+
+test: lint ## every test; installs and starts what they need
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; $(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+lint: .venv/.tests ## the judges: style, types, documentation, the built collection
+	@mkdir -p build; flock build/.lint $(PYTHON) tests/lint.py
+
+bench: .venv/.tests ## the same work by other means, in one run
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/bench/run
+
+clean: ## remove what was built, the environment too
+	@rm -rf .venv build tests/output
+
+.venv/.collection: requirements.txt meta/ee-requirements.txt tests/setup/venv
+	@tests/setup/venv collection -r requirements.txt
+
+.venv/.tests: .venv/.collection tests/requirements.txt
+	@tests/setup/venv tests -r tests/requirements.txt -r requirements.txt
