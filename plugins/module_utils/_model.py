@@ -94,7 +94,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Balancer:
-    """One HAProxy as observed. head is None where no fragment of ours exists. strangers are servers that are not ours."""
+    """One HAProxy as observed. head is None where no fragment of ours exists. strangers are servers that are not ours.
+
+    requests and failures are the backend's counters (req_tot and hrsp_5xx; sessions and econ in tcp mode) since the process pid started.
+    """
 
     host: str
     reachable: bool = True
@@ -103,6 +106,9 @@ class Balancer:
     servers: Tuple[Server, ...] = ()
     strangers: Tuple[Server, ...] = ()
     error: str = ""
+    pid: int = 0
+    requests: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True)

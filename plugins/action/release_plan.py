@@ -1,0 +1,113 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The action plugin `release_plan`: the world and the history in, a plan out, its intent in the ledger."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Dict, Mapping
+
+from ..module_utils._instances import connect
+from ..module_utils._model import Balancer, Definition, Goal, History, Image, Instance, Plan, Pool, Step, World, from_dict, to_dict
+from ..module_utils._providers.base import Blueprint
+from ..plugin_utils import _story
+from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._definition import definition_hash, recorded
+from ..plugin_utils._executor import guarded
+from ..plugin_utils._ledger import Lease, Ledger
+from ..plugin_utils._planner import plan
+
+ARGUMENTS: Dict[str, Any] = {
+    "definition": {"type": "dict", "required": True},
+    "options": {"type": "dict", "default": {}, "no_log": True},
+    "goal": {"type": "dict", "required": True},
+    "image": {"type": "dict", "default": {}},
+    "instances": {"type": "list", "elements": "dict", "default": []},
+    "pools": {"type": "list", "elements": "dict", "default": []},
+    "balancers": {"type": "list", "elements": "dict", "default": []},
+    "lease": {"type": "dict", "default": {}},
+}
+
+
+class ActionModule(FleetAction):
+    ARGUMENTS = ARGUMENTS
+
+    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        definition = replace(from_dict(Definition, params["definition"]), options=params["options"])
+        world = World(
+            instances=tuple(from_dict(Instance, item) for item in params["instances"]),
+            balancers=tuple(from_dict(Balancer, item) for item in params["balancers"]),
+            pools=tuple(from_dict(Pool, item) for item in params["pools"]),
+        )
+        with guarded(params["lease"]):
+            return self._decide(definition, world, params, task_vars)
+
+    def _decide(self, definition: Definition, world: World, params: Mapping[str, Any], task_vars: Mapping[str, Any]) -> Result:
+        lease = params["lease"]
+        ledger = Ledger(definition.ledger, definition.state_dir)
+        goal = _goal(params, definition_hash(definition, ledger.secret))
+        history = ledger.history(definition.name)
+        made = _told(plan(definition, world, history, goal), recorded(definition, ledger.secret))
+        for line in _story.plan_lines(definition, history, made):
+            self.say(f"{definition.name}  {line}")
+        created = tuple(item for wave in made.waves for step in wave if step.kind == "create" for item in step.instances)
+        if created and made.release:
+            image = Image(made.release.image, made.release.digest)
+            provider = connect(definition.provider, definition.options)
+            provider.preflight(created, Blueprint(image=image, options=definition.options))
+        check = bool(self._task.check_mode)
+        if made.waves and not check:
+            made = self._open(ledger, definition, world, goal, params, _by(task_vars))
+        result = _result(definition, history, made)
+        result["opened"] = bool(made.waves) and not check and bool(lease)
+        if self._task.diff:
+            result["diff"] = {"prepared": "\n".join(_story.wave_lines(made.waves))}
+        return result
+
+    def _open(self, ledger: Ledger, definition: Definition, world: World, goal: Goal, params: Mapping[str, Any], who: str) -> Plan:
+        """Plan once more inside the ledger's transaction, so that the numbers and addresses are still free when they are written."""
+        with ledger.planning(from_dict(Lease, params["lease"])) as view:
+            made = _told(plan(definition, world, view.history(), goal), recorded(definition, ledger.secret))
+            view.open(made, who)
+        return made
+
+
+def _goal(params: Mapping[str, Any], hashed: str) -> Goal:
+    given = dict(params["goal"])
+    if given.get("failure"):
+        given["reason"] = _story.reason(given["failure"])
+    image = from_dict(Image, params["image"]) if params["image"] else None
+    return replace(from_dict(Goal, {key: value for key, value in given.items() if key != "image"}), image=image, hash=hashed)
+
+
+def _told(made: Plan, definition: Mapping[str, Any]) -> Plan:
+    """The plan with what the ledger keeps of the definition in its new release."""
+    if made.release is None or made.release.definition:
+        return made
+    return replace(made, release=replace(made.release, definition=definition))
+
+
+def _by(task_vars: Mapping[str, Any]) -> str:
+    """Who asks: AWX's user where there is one, else the login on this machine."""
+    return str(task_vars.get("awx_user_name") or task_vars.get("tower_user_name") or os.environ.get("SUDO_USER") or os.environ.get("USER") or os.getuid())
+
+
+def _result(definition: Definition, history: History, made: Plan) -> Result:
+    instances = [item for wave in made.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
+    return {
+        "changed": bool(made.waves),
+        **to_dict(made),
+        "waves": [{step.kind: _step(made, step) for step in wave} for wave in made.waves],
+        "next": max(history.next_release, made.target + 1),
+        "made": [to_dict(item) for item in instances],
+        "folder": os.path.join(definition.state_dir, "last-words", f"{definition.name}-r{made.target}"),
+    }
+
+
+def _step(made: Plan, step: Step) -> Dict[str, Any]:
+    """A step for wave.yml. `live` is what a fragment's head says from this step on: the source until the commit, then the target."""
+    forward = made.outcome == "live" and step.kind != "stage"
+    return {**to_dict(step), "live": made.target if forward else made.source}

@@ -1,0 +1,71 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The action plugin `release_result`: how a run ended, in words, for machines, and as an exit code."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, List, Mapping, Sequence
+
+from ..module_utils._model import Balancer, Definition, Plan, from_dict, to_dict
+from ..plugin_utils import _story
+from ..plugin_utils._action import FleetAction, Result
+
+ARGUMENTS: Dict[str, Any] = {
+    "definition": {"type": "dict", "required": True},
+    "lease": {"type": "dict", "default": {}},
+    "plan": {"type": "dict", "default": {}},
+    "before": {"type": "list", "elements": "dict", "default": []},
+    "after": {"type": "list", "elements": "dict", "default": []},
+    "failure": {"type": "dict", "default": {}},
+    "undoing": {"type": "dict", "default": {}},
+}
+
+
+class ActionModule(FleetAction):
+    ARGUMENTS = ARGUMENTS
+
+    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        definition = from_dict(Definition, params["definition"])
+        plan = _plan(params["plan"])
+        after = _balancers(params["after"])
+        lines, message = _story.ending(
+            definition, plan, _balancers(params["before"]), after, time.monotonic() - float(params["lease"].get("monotonic") or time.monotonic()),
+            failure=_story.reason(params["failure"]) if params["failure"] else "",
+            undoing=_story.reason(params["undoing"]) if params["undoing"] else "",
+            folder=params["plan"].get("folder", "") if params["plan"].get("made") else "",
+            check=bool(self._task.check_mode),
+        )
+        for line in lines:
+            self.say(f"{definition.name}  {line}")
+        outcome = {
+            "fleet": definition.name, "verb": plan.verb, "live": _story.serving(after), "release": to_dict(plan.release) if plan.release else {},
+            "planned": bool(plan.waves), "failed": bool(message), "message": message or "; ".join(lines),
+        }
+        result: Result = {"changed": False, **outcome, "ansible_stats": _stats(outcome)}
+        if message:
+            result["msg"] = message
+        return result
+
+
+def _stats(outcome: Mapping[str, Any]) -> Dict[str, Any]:
+    """What workflows in AWX get to see: the same as the registered result."""
+    return {"data": {"release_result": dict(outcome)}, "per_host": False, "aggregate": False}
+
+
+def _plan(data: Mapping[str, Any]) -> Plan:
+    if not data or "verb" not in data:
+        return Plan("", 0, 0)
+    # The waves were written for wave.yml; whether there were any is all that matters here.
+    return from_dict(Plan, {**data, "waves": [[] for _wave in data["waves"]]})
+
+
+def _balancers(results: Sequence[Mapping[str, Any]]) -> List[Balancer]:
+    """The balancers out of a loop's results; one that gave no answer is told as unreachable, with what was said of it."""
+    return [
+        from_dict(Balancer, item["balancer"]) if item.get("balancer")
+        else Balancer(str(item.get("item", "")), reachable=False, error=str(item.get("msg", "it gave no answer")))
+        for item in results
+    ]

@@ -1,0 +1,159 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: instances
+short_description: Do one thing with a set of instances, whatever provider they live at
+version_added: 1.0.0
+description:
+  - The verbs that every provider has, on a whole set at once. The roles of the collection know no provider, only this module.
+  - In a playbook of your own M(phoenix.fleet.docker_instances) is usually what you want, since it says what should be rather than what to do.
+  - Nothing is touched that does not carry the marker of the fleet.
+author:
+  - The phoenix.fleet founders (@phoenix-fleet)
+options:
+  verb:
+    description:
+      - V(image) tells what O(image) means now. V(observe) lists the fleet's instances, and where further ones may be placed.
+      - V(create) makes and starts O(instances), V(start) starts stopped ones, V(stop) stops them and V(destroy) stops and removes them.
+      - V(last_words) tells state, exit code and last log lines of O(instances), and keeps them in O(folder).
+    type: str
+    required: true
+    choices: [image, observe, create, start, stop, destroy, last_words]
+  fleet:
+    description: The fleet's name.
+    type: str
+    required: true
+  provider:
+    description: Where the instances live.
+    type: str
+    default: docker
+    choices: [docker, proxmox, libvirt]
+  options:
+    description: The provider's own options, as in C(fleet_docker).
+    type: dict
+    default: {}
+  image:
+    description: The golden image that O(verb=image) asks about.
+    type: str
+  port:
+    description: The port that the service listens on inside an instance.
+    type: int
+    default: 0
+  balancers:
+    description: The addresses of the balancers' hosts, V(local) for this one. An address that they could not reach is refused.
+    type: list
+    elements: str
+    default: [local]
+  instances:
+    description: The instances to work on, as O(verb=observe) returned them or a plan names them.
+    type: list
+    elements: dict
+    default: []
+  release:
+    description: The release that O(verb=create) and O(verb=start) make instances of, with C(image), C(digest), C(hash) and C(revision).
+    type: dict
+    default: {}
+  ledger:
+    description: The id of the ledger that the marker names. Taken from O(lease) where that is given.
+    type: str
+    default: ""
+  stop_timeout:
+    description: Seconds between the polite signal and the kill.
+    type: int
+    default: 10
+  folder:
+    description: The folder on the controller that O(verb=last_words) writes a log and a description of each instance to.
+    type: path
+  lease:
+    description: The lease of the run, from M(phoenix.fleet.release_ledger). With it the act is refused where the fleet was taken over.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    support: full
+    description: Nothing is made, started, stopped or removed, and the result says what would be.
+  diff_mode:
+    support: full
+    description: The instances that come and go.
+"""
+
+EXAMPLES = r"""
+---
+- name: See the fleet web
+  phoenix.fleet.instances:
+    verb: observe
+    fleet: web
+    port: 8080
+  register: seen
+
+- name: Stop the instances of release 41 politely
+  phoenix.fleet.instances:
+    verb: stop
+    fleet: web
+    instances: "{{ seen.instances | selectattr('release', 'equalto', 41) }}"
+"""
+
+RETURN = r"""
+instances:
+  description: The instances that were seen or worked on.
+  returned: for every verb but V(image) and V(last_words)
+  type: list
+  elements: dict
+  sample:
+    - name: web-r42-1
+      id: 9f3c1e
+      host: local
+      fleet: web
+      release: 42
+      slot: 1
+      image: sha256:9f3c1e
+      revision: 4be1c2d
+      address: 172.30.0.11
+      port: 8080
+      state: running
+      health: none
+      created: "2026-11-20T03:00:00Z"
+      marker: {phoenix.fleet.name: web, phoenix.fleet.release: "42"}
+pools:
+  description: Where further instances may be placed.
+  returned: for O(verb=observe)
+  type: list
+  elements: dict
+image:
+  description: The image's C(reference), and its C(digest), which cannot change.
+  returned: for O(verb=image)
+  type: dict
+last_words:
+  description: State, exit code, restarts and last log lines of each instance.
+  returned: for O(verb=last_words)
+  type: list
+  elements: dict
+folder:
+  description: Where they were kept.
+  returned: for O(verb=last_words)
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.phoenix.fleet.plugins.module_utils._instances import ARGUMENTS, carry_out
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    try:
+        result = carry_out(module.params, module.check_mode, lambda line: None)
+    except FleetError as error:
+        module.fail_json(msg=str(error))
+    if not module._diff:
+        result.pop("diff", None)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
