@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
-PYTHON := .venv/bin/python
+PY := .venv/bin/python
 
 .PHONY: help setup demo lab-down test lint bench clean
 
@@ -11,6 +11,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s '#'
 
 setup: .venv/.collection ## an environment in .venv, with this checkout as its collection phoenix.fleet
+	@:
 
 demo: setup ## a lab on this machine, and the main job under load
 	@demo/run
@@ -19,10 +20,10 @@ lab-down: ## remove the lab
 	@demo/down
 
 test: lint ## every test; installs and starts what they need
-	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; $(PYTHON) -m pytest -q -n 2 --dist loadfile
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; $(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.tests ## the judges: style, types, documentation, the built collection
-	@mkdir -p build; flock build/.lint $(PYTHON) tests/lint.py
+	@mkdir -p build; flock build/.lint $(PY) tests/lint.py
 
 bench: .venv/.tests ## the same work by other means, in one run
 	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/bench/run
