@@ -85,7 +85,7 @@ def blueprint(params: Mapping[str, Any]) -> Blueprint:
     return Blueprint(
         image=Image(release.get("image") or release["digest"], release["digest"]),
         hash=release.get("hash", ""), ledger=params["ledger"] or params["lease"].get("ledger", ""),
-        revision=release.get("revision", ""), options=params["options"],
+        revision=release.get("revision", ""), options=params["options"], port=params["port"],
     )
 
 

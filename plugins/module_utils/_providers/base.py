@@ -16,13 +16,17 @@ from .._model import Image, Instance, LastWords, Pool
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What every instance of one release is made from. options are the provider's own (fleet_docker), validated."""
+    """What every instance of one release is made from. options are the provider's own (fleet_docker).
+
+    port is the service's within an instance: a published instance's own port is another.
+    """
 
     image: Image
     hash: str = ""
     ledger: str = ""
     revision: str = ""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    port: int = 0
 
 
 class Provider(Protocol):
