@@ -1,0 +1,215 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The same release by phoenix.fleet and by what one would otherwise use, in one run, on one machine, under load.
+
+    tests/bench/run [--sizes 10,50] [--runs 5] [--methods limit,fleet,loops,swarm] [--references FOLDER]
+
+Prints a table of medians and ratios, and writes build/bench.json. docs/benchmark.md says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import CACHE, HERE, ROOT, Balancer, Engine, inventory, isolated, run, until
+
+sys.path.insert(0, str(HERE.parent))
+from load import Load
+
+RATE = 200
+VENV = CACHE / "bench-venv"
+REPORT = ROOT / "build/bench.json"
+METHODS = {
+    "limit": "the two APIs, in parallel",
+    "fleet": "phoenix.fleet.release",
+    "loops": "playbook with loops",
+    "swarm": "docker service update",
+    "reference-limit": "reference: raw_release.py",
+    "reference-loops": "reference: naive.yml",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One release: seconds as they count, of the command as a whole, and of its parts; peak_mb of its largest process."""
+
+    seconds: float
+    whole: float
+    peak_mb: float
+    sent: int
+    failed: int
+    failures: dict[str, int]
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def command(method: str, size: int, number: int, image: str, folder: Path, references: str) -> list[str]:
+    """What releases `size` containers of `image` by this method."""
+    haproxy = f"{folder}/haproxy"
+    loops = [f"{VENV}/bin/ansible-playbook", "-i", "localhost,", "-e", f"ansible_python_interpreter={VENV}/bin/python", "-e"]
+    return {
+        "limit": [sys.executable, f"{HERE}/limit.py", str(size), image, str(number), f"{haproxy}/admin.sock"],
+        "fleet": [f"{ROOT}/.venv/bin/ansible-playbook", "phoenix.fleet.release", "-i", f"{folder}/inventory.json"]
+        + ["-e", f"release_image={image}"],
+        "loops": [*loops, f"size={size} image={image} number={number} haproxy_dir={haproxy}", f"{HERE}/loops.yml"],
+        "swarm": [sys.executable, f"{HERE}/swarm.py", str(size), image],
+        "reference-limit": [sys.executable, f"{references}/raw_release.py", str(size), image, str(number), f"{haproxy}/admin.sock"],
+        "reference-loops": [*loops, f"n={size} image={image} tag={number} conf_dir={haproxy}/conf.d pidfile={haproxy}/pid"]
+        + [f"{references}/naive.yml"],
+    }[method]
+
+
+def release(arguments: list[str], folder: Path) -> tuple[float, float, dict[str, float]]:
+    """Runs one release: the seconds it took, the peak memory of its largest process in MB, and the seconds of its parts.
+
+    A program that prints a JSON object of its phases is timed by its last phase, without the start of its interpreter.
+    Parts of a playbook are its tasks, timed by when their names appear. A failure ends the benchmark with what was said.
+    """
+    said, parts, task = [], {}, ""
+    last = begin = time.monotonic()
+    process = subprocess.Popen(arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        said.append(line)
+        if header := re.match(r"(?:TASK|PLAY|PLAY RECAP) \[?([^]*]*)", line):
+            now = time.monotonic()
+            parts[task or "start"] = round(parts.get(task or "start", 0) + now - last, 3)
+            last, task = now, header[1].strip()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    whole = time.monotonic() - begin
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)}")
+    if said and said[-1].startswith("{"):
+        parts = json.loads(said[-1])
+    return whole, usage.ru_maxrss / 1024, parts
+
+
+def measure(method: str, size: int, runs: int, engine: Engine, folder: Path, references: str) -> list[Measured]:
+    """Releases again and again, the two images in turn; the first release, of an empty fleet, does not count."""
+    static = ""
+    if method == "swarm":  # serves nothing, so a container that is never replaced gets the requests: the machine has the same to do
+        static = f"backend web\n    server bystander {engine.start('nginx:even')[1]}:80\n"
+    folder.mkdir()
+    balancer = Balancer(folder / "haproxy", *[static] if static else [])
+    inventory(folder, balancer, fleet_image="nginx:even", fleet_size=size, fleet_keep=0)
+    measured = []
+    for number in range(1, runs + 2):
+        image = f"nginx:{('even', 'odd')[number % 2]}"
+        arguments = command(method, size, number, image, folder, references)
+        if number == 1:
+            release(arguments, folder)
+        else:
+            with Load(balancer.url, RATE) as load:
+                whole, peak, parts = release(arguments, folder)
+            counted = whole if method in ("fleet", "loops", "reference-loops") else max(parts.values())
+            told = load.result
+            measured.append(Measured(counted, whole, peak, told["sent"], told["failed"], told["failures"], parts))
+        expected = sorted([image] * size + ["nginx:even"] * bool(static))
+        until(lambda want=expected: sorted(engine.serving()) == want, f"{method}: nothing but {size} containers of {image}")
+        until(lambda: balancer.serving() == (1 if static else size), f"{method}: {size} servers in HAProxy")
+    balancer.end()
+    engine.clear()
+    return measured
+
+
+def summary(method: str, size: int, measured: list[Measured], limit: float) -> dict[str, Any]:
+    seconds = [m.seconds for m in measured]
+    median = statistics.median(seconds)
+    return {
+        "method": method,
+        "size": size,
+        "median_s": round(median, 2),
+        "min_s": round(min(seconds), 2),
+        "max_s": round(max(seconds), 2),
+        "ratio": round(median / limit, 2) if limit else None,
+        "sent": sum(m.sent for m in measured),
+        "failed": sum(m.failed for m in measured),
+        "served": method != "swarm",
+        "peak_mb": round(max(m.peak_mb for m in measured)),
+        "runs": [asdict(m) for m in measured],
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'sent':>8} {'failed':>7} {'peak MB':>8}"]
+    for r in results:
+        name, spread, failed = METHODS[r["method"]], f"{r['min_s']:.2f} .. {r['max_s']:.2f}", r["failed"] if r["served"] else "-"
+        times = f"{r['median_s']:9.2f} {spread:>15} {r['ratio'] or '-':>8}"
+        lines.append(f"{name:27} {r['size']:4} {times} {r['sent']:8,} {failed:>7} {r['peak_mb']:8}")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    def version(*words: str) -> str:
+        return run(*words).stdout.splitlines()[0]
+
+    return {
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "engine": run("docker", "version", "--format", "{{.Server.Version}}").stdout.strip(),
+        "haproxy": version("haproxy", "-v"),
+        "ansible": version(f"{ROOT}/.venv/bin/ansible", "--version"),
+        "ansible of the loops": version(f"{VENV}/bin/ansible", "--version") if VENV.exists() else "",
+    }
+
+
+def prepare(methods: list[str]) -> None:
+    """A virtual environment with the PyPI package `ansible`, as a user has it, for the playbook with loops."""
+    python = VENV / "bin/python"
+    wanted = "import docker, requests, ansible_collections.community.docker"
+    if any("loops" in method for method in methods) and subprocess.run([python, "-c", wanted], capture_output=True).returncode:
+        print(f"Installing ansible from PyPI into {VENV.relative_to(ROOT)}")
+        run(sys.executable, "-m", "venv", VENV)
+        run(python, "-m", "pip", "install", "--quiet", "ansible==12.*", "docker", "requests")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="One release by phoenix.fleet and by what one would otherwise use, on one machine.")
+    parser.add_argument("--sizes", default="10,50", help="numbers of containers (default 10,50)")
+    parser.add_argument("--runs", type=int, default=5, help="releases per method and size that count (default 5)")
+    parser.add_argument("--methods", default="limit,fleet,loops,swarm", help="which of limit, fleet, loops, swarm")
+    parser.add_argument("--references", default="", help="a folder with raw_release.py and naive.yml to compare with")
+    options = parser.parse_args()
+    methods, sizes = options.methods.split(","), [int(size) for size in options.sizes.split(",")]
+    if options.references:
+        methods += ["reference-limit", "reference-loops"]
+    if unknown := set(methods) - set(METHODS):
+        parser.error(f"unknown method {', '.join(unknown)}")
+
+    def inside(folder: Path) -> int:
+        engine = Engine(folder)
+        results = []
+        for size in sizes:
+            limit = 0.0
+            for method in methods:
+                measured = measure(method, size, options.runs, engine, folder / f"{method}-{size}", os.path.abspath(options.references))
+                results.append(summary(method, size, measured, limit))
+                limit = limit or (results[-1]["median_s"] if method == "limit" else 0.0)
+                results[-1]["ratio"] = round(results[-1]["median_s"] / limit, 2) if limit else None
+                print(table(results[-1:]).splitlines()[-1], flush=True)
+        REPORT.parent.mkdir(exist_ok=True)
+        REPORT.write_text(json.dumps({"rate": RATE, "machine": machine(), "results": results}, indent=2) + "\n")
+        print(f"\n{table(results)}\n\nwritten to {REPORT.relative_to(ROOT)}")
+        return 0
+
+    if "PHOENIX_BENCH_DIR" not in os.environ:
+        prepare(methods)
+    return isolated(inside)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
