@@ -199,7 +199,7 @@ class History:
     """What the ledger knows of one fleet. entry is the undertaking that is not done yet, if there is one.
 
     reserved maps the pool keys (`HOST KEY`) that instances of this ledger, of any fleet, hold to their instances' names.
-    servers maps instance names of this fleet to the ids that HAProxy knows them by.
+    servers maps instance names of this fleet to the ids that HAProxy knows them by. since is when live became so (ISO 8601).
     """
 
     ledger: str
@@ -211,6 +211,7 @@ class History:
     entry: Optional[Entry] = None
     servers: Mapping[str, int] = field(default_factory=dict, hash=False)
     reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
+    since: str = ""
 
 
 @dataclass(frozen=True)

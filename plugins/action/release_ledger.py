@@ -1,0 +1,63 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The action plugin `release_ledger`: a fleet's lease and records."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any, Dict, Mapping
+
+from ..module_utils._errors import InvalidError
+from ..module_utils._model import Definition, from_dict, to_dict
+from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._ledger import Lease, Ledger
+
+ARGUMENTS: Dict[str, Any] = {
+    "state": {"type": "str", "choices": ["held", "recorded", "free"], "default": "held"},
+    "definition": {"type": "dict", "required": True},
+    "lease": {"type": "dict", "default": {}},
+    "record": {"type": "str", "default": ""},
+    "reason": {"type": "str", "default": ""},
+    "release": {"type": "int", "default": 0},
+}
+
+
+class ActionModule(FleetAction):
+    ARGUMENTS = ARGUMENTS
+
+    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        definition = from_dict(Definition, params["definition"])
+        ledger = Ledger(definition.ledger, definition.state_dir)
+        if params["state"] == "held":
+            return self._hold(definition, ledger, task_vars)
+        if self._task.check_mode or not params["lease"].get("fence"):
+            return {"changed": False, "lease": params["lease"]}
+        lease = from_dict(Lease, params["lease"])
+        if params["state"] == "free":
+            ledger.give_back(lease)
+            return {"changed": False, "lease": {}}
+        if not params["record"]:
+            raise InvalidError(["record is missing: which one is to be written?"])
+        ledger.record(lease, params["record"], params["reason"], params["release"])
+        return {"changed": True, "lease": params["lease"], "_ansible_no_log": ledger.has_password}
+
+    def _hold(self, definition: Definition, ledger: Ledger, task_vars: Mapping[str, Any]) -> Result:
+        if self._task.check_mode:
+            lease = Lease(definition.ledger, definition.name, 0, ledger.id, definition.state_dir)
+        else:
+            # This is one task's worker; the run is the process that made it.
+            lease = ledger.acquire(definition.name, _who(task_vars), takeover=definition.takeover, pid=os.getppid())
+            self.say(f"{definition.name}  lease {lease.fence} taken ({lease.holder})")
+        # The result is for the tasks that follow; where the URL holds a password, nobody sees it printed.
+        return {"changed": False, "lease": {**to_dict(lease), "monotonic": time.monotonic()}, "_ansible_no_log": ledger.has_password}
+
+
+def _who(task_vars: Mapping[str, Any]) -> str:
+    """Who runs this, and where: AWX's user and job where there is one."""
+    user = task_vars.get("awx_user_name") or task_vars.get("tower_user_name") or os.environ.get("SUDO_USER") or os.environ.get("USER")
+    job = task_vars.get("awx_job_id") or task_vars.get("tower_job_id")
+    return f"{user or os.getuid()}@{socket.gethostname()}" + (f" job {job}" if job else "")

@@ -1,0 +1,147 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: release_ledger
+short_description: Hold a fleet's lease, and write records to its ledger
+version_added: 1.0.0
+description:
+  - The ledger keeps the history of a fleet's releases and lets one run at a time change it. It is an SQLite file in the state directory,
+    or a PostgreSQL database where several controllers release.
+  - A run takes the fleet's lease, which raises its fence, writes records before it acts, and gives the lease back.
+  - A holder whose process is gone is succeeded at once. One that cannot be seen from here is succeeded 30 seconds after its last renewal.
+  - Runs on the controller only. Needs SQLAlchemy 2 there, and psycopg 3 for PostgreSQL.
+author:
+  - The phoenix.fleet founders (@phoenix-fleet)
+options:
+  state:
+    description:
+      - V(held) takes the lease, and fails where another run holds it, saying which, since when, and what to do.
+      - V(recorded) writes O(record).
+      - V(free) gives the lease back.
+    type: str
+    choices: [held, recorded, free]
+    default: held
+  definition:
+    description:
+      - The definition, from M(phoenix.fleet.fleet_definition). Of it, C(name), C(ledger), C(state_dir) and C(takeover) matter.
+    type: dict
+    required: true
+  lease:
+    description:
+      - The lease, from this module with O(state=held).
+      - Required to record and to give back. A lease of check mode (C(fence) is 0) records nothing.
+    type: dict
+    default: {}
+  record:
+    description:
+      - The record of the undertaking that is open. C(wave K open) and C(wave K passed) with a number, C(commit), C(revert), C(retire) or C(done).
+      - Required with O(state=recorded).
+    type: str
+    default: ""
+  reason:
+    description: Why, for C(revert) and C(done) of what failed.
+    type: str
+    default: ""
+  release:
+    description: The release that the record is about, where that is not the one that the undertaking brings to life.
+    type: int
+    default: 0
+attributes:
+  check_mode:
+    support: full
+    description: No lease is taken and nothing is written.
+  diff_mode:
+    support: none
+    description: The records are the difference.
+"""
+
+EXAMPLES = r"""
+---
+- name: Take the fleet
+  phoenix.fleet.release_ledger:
+    state: held
+    definition: "{{ fleet.definition }}"
+  register: lease
+
+- name: Record that the release is live
+  phoenix.fleet.release_ledger:
+    state: recorded
+    record: commit
+    definition: "{{ fleet.definition }}"
+    lease: "{{ lease.lease }}"
+
+- name: Give the fleet back
+  phoenix.fleet.release_ledger:
+    state: free
+    definition: "{{ fleet.definition }}"
+    lease: "{{ lease.lease }}"
+"""
+
+RETURN = r"""
+lease:
+  description: The lease that the other modules ask for; empty once it is given back.
+  returned: success
+  type: dict
+  contains:
+    fence:
+      description: The number of the lease, higher than any before; 0 in check mode.
+      returned: success
+      type: int
+      sample: 12
+    fleet:
+      description: The fleet.
+      returned: success
+      type: str
+    holder:
+      description: Who holds it.
+      returned: success
+      type: str
+      sample: root@controller pid 4711
+    since:
+      description: Since when, in UTC.
+      returned: success
+      type: str
+      sample: "2026-03-01T12:00:00Z"
+    ledger:
+      description: The id of the ledger.
+      returned: success
+      type: str
+    url:
+      description: The URL of the ledger, empty for the file in the state directory.
+      returned: success
+      type: str
+    state_dir:
+      description: The state directory.
+      returned: success
+      type: str
+    monotonic:
+      description: When the lease was taken, by the controller's monotonic clock.
+      returned: success
+      type: float
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["held", "recorded", "free"], "default": "held"},
+            "definition": {"type": "dict", "required": True},
+            "lease": {"type": "dict", "default": {}},
+            "record": {"type": "str", "default": ""},
+            "reason": {"type": "str", "default": ""},
+            "release": {"type": "int", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    module.fail_json(msg="release_ledger runs on the controller, as an action plugin: call it as phoenix.fleet.release_ledger in a task.")
+
+
+if __name__ == "__main__":
+    main()

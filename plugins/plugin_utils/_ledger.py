@@ -1,0 +1,726 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""The ledger: the history of entries and records, and the lease that lets one run at a time change a fleet.
+
+SQLite where one machine releases, PostgreSQL where several do. Every method is one transaction, durable when it returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import sqlite3
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from ..module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
+from ..module_utils._model import Entry, History, Plan, Release
+from . import _tables as t
+from ._process import GONE, RUNNING, STOPPED, UNKNOWN, Process, boot_id, uptime
+from ._tables import sa
+
+TIME_TO_LIVE = 30.0
+"""Seconds that a lease lives after its last renewal, for whoever cannot see the holder's process."""
+
+RENEWAL = 5.0
+"""Seconds after which `check` renews as well."""
+
+PATIENCE = 10
+"""Seconds to wait for the database: for a connection, for a lock, for an answer."""
+
+FIRST_SERVER = 10001
+"""The first server id; HAProxy itself numbers the servers of configuration files from 1."""
+
+RECORDS = re.compile(r"wave [1-9][0-9]* (open|passed)|commit|revert|retire|done")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to change one fleet, as it was acquired. fence is higher than any before; 0 is a lease of check mode, which is none."""
+
+    url: str
+    fleet: str
+    fence: int
+    ledger: str
+    state_dir: str
+    holder: str = ""
+    since: str = ""
+
+
+class Ledger:
+    """One ledger. url is an SQLAlchemy URL, empty for the SQLite file `ledger.sqlite3` in state_dir.
+
+    Nothing is opened before the first call and nothing is created before the first `acquire`. Every method raises
+    UnreachableError where the database gives no answer, and RefusedError where what it holds is not a ledger.
+    A password in the URL is in no message.
+    """
+
+    def __init__(self, url: str, state_dir: str) -> None:
+        self.url = url
+        self.state_dir = state_dir
+        if sa is None:
+            raise _missing("SQLAlchemy", "SQLAlchemy>=2")
+        parsed = _parsed(url, state_dir)
+        self._file = parsed.database if parsed.drivername == "sqlite" else ""
+        self._password = str(parsed.password or "")
+        self.name = self._file or parsed.render_as_string(hide_password=True)
+        if self._file:
+            self._engine = sa.create_engine("sqlite://", creator=self._connect_file, poolclass=sa.pool.NullPool)
+        else:
+            try:
+                self._engine = sa.create_engine(
+                    parsed,
+                    poolclass=sa.pool.NullPool,
+                    connect_args={"connect_timeout": PATIENCE, "tcp_user_timeout": PATIENCE * 1000},
+                )
+            except ImportError:
+                raise _missing("psycopg", "psycopg[binary]") from None
+        sa.event.listen(self._engine, "begin", self._begin)
+
+    # Who it is
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the URL holds a password, and must not be shown."""
+        return bool(self._password)
+
+    @property
+    def id(self) -> str:
+        """The ledger's id, a UUID; empty where there is no ledger yet."""
+        with self._reading() as (_connection, identity):
+            return identity.id if identity else ""
+
+    @property
+    def secret(self) -> bytes:
+        """The key for hashes of secrets, made with the ledger; empty where there is no ledger yet."""
+        with self._reading() as (_connection, identity):
+            return bytes.fromhex(identity.secret) if identity else b""
+
+    # The lease
+
+    def acquire(self, fleet: str, by: str, takeover: bool = False, pid: int | None = None) -> Lease:
+        """Take the fleet for the process `pid` (of this PID namespace; our own by default), and raise its fence.
+
+        A holder that is gone is succeeded at once; one that cannot be seen from here, when its deadline has passed. takeover
+        succeeds any holder, and ends it where it is stopped (SIGSTOP) on this machine. by says who, for people. Raises LeaseError
+        with the holder, since when, and the remedy.
+        """
+        me = Process.of(pid or os.getpid())
+        with self._writing(create=True) as (connection, identity):
+            connection.execute(_new_fleet(fleet))
+            row = self._locked(connection, fleet)
+            now = self._clock(connection)
+            holder = _process(row)
+            if holder is not None and not takeover and (holder != me or row.held_by != by):
+                state = self._state(holder)
+                if state in (RUNNING, STOPPED) or (state == UNKNOWN and row.expires > now):
+                    raise LeaseError(f"fleet {fleet}", *_held_words(row, holder, state, row.expires - now))
+            lease = Lease(self.url, fleet, row.fence + 1, identity.id, self.state_dir, f"{by} pid {me.pid}", timestamp())
+            self._set(
+                connection, fleet, fence=lease.fence, holder=json.dumps(asdict(me)), held_by=by, held_since=lease.since,
+                expires=now + TIME_TO_LIVE,
+            )
+        if holder is not None and holder != me and self._state(holder) == STOPPED:
+            holder.end()
+        return lease
+
+    def check(self, lease: Lease) -> None:
+        """Raise LeaseError unless the fleet is still this lease's. Renews it where that is due."""
+        with self._reading() as (connection, identity):
+            row = self._verified(connection, identity, lease)
+            due = row.expires - self._clock(connection) < TIME_TO_LIVE - RENEWAL
+        if due:
+            self.renew(lease)
+
+    def renew(self, lease: Lease) -> None:
+        """Put the lease's deadline off. Raises LeaseError where the fleet is no longer this lease's.
+
+        On a full disk nothing is put off, and nothing is lost: nobody else can take the fleet there either.
+        """
+        try:
+            with self._writing() as (connection, identity):
+                self._verified(connection, identity, lease, lock=True)
+                self._set(connection, lease.fleet, expires=self._clock(connection) + TIME_TO_LIVE)
+        except _FullError:
+            with self._reading() as (connection, identity):
+                self._verified(connection, identity, lease)
+
+    def give_back(self, lease: Lease) -> None:
+        """End the lease. Nothing happens where it was lost already."""
+        with self._writing() as (connection, identity):
+            if identity is not None and identity.id == lease.ledger:
+                connection.execute(
+                    sa.update(t.FLEETS)
+                    .where(t.FLEETS.c.name == lease.fleet, t.FLEETS.c.fence == lease.fence)
+                    .values(holder=None, held_by=None, held_since=None, expires=None)
+                )
+
+    def holder(self, fleet: str) -> dict[str, str] | None:
+        """Who holds the fleet now: holder, state (running, stopped, unknown), since, until (ISO 8601); None where nobody does."""
+        with self._reading() as (connection, identity):
+            row = self._row(connection, fleet) if identity else None
+            holder = _process(row)
+            if row is None or holder is None:
+                return None
+            state = self._state(holder)
+            left = row.expires - self._clock(connection)
+        if state == GONE or (state == UNKNOWN and left <= 0):
+            return None
+        return {"holder": f"{row.held_by} pid {holder.pid}", "state": state, "since": row.held_since, "until": timestamp(left)}
+
+    # The history
+
+    def fleets(self) -> list[str]:
+        """The names of all fleets in this ledger."""
+        with self._reading() as (connection, identity):
+            return list(connection.scalars(sa.select(t.FLEETS.c.name).order_by(t.FLEETS.c.name))) if identity else []
+
+    def history(self, fleet: str) -> History:
+        """What is known of the fleet; an empty History of an unknown fleet or of a ledger that does not exist yet."""
+        with self._reading() as (connection, identity):
+            return _history(connection, identity, fleet)
+
+    @contextmanager
+    def planning(self, lease: Lease) -> Iterator[Planning]:
+        """One transaction in which a plan is made from the history and written down; nobody else plans meanwhile.
+
+        With a lease of check mode (fence 0) it only reads.
+        """
+        if not lease.fence:
+            with self._reading() as (connection, identity):
+                yield Planning(connection, identity, lease, None)
+            return
+        view = None
+        try:
+            with self._writing() as (connection, identity):
+                # The reservations are all fleets' own: so two plans never choose one address. SQLite has one writer anyway.
+                if identity is not None:
+                    connection.execute(sa.select(t.LEDGER.c.id).with_for_update())
+                view = Planning(connection, identity, lease, self._verified(connection, identity, lease, lock=True))
+                yield view
+        except _FullError:
+            if view is None or not view.undoing:
+                raise
+
+    def record(self, lease: Lease, record: str, reason: str = "", release: int = 0) -> None:
+        """Write one record of the open entry, with what follows from it. Raises RefusedError where it cannot follow the ones before.
+
+        record: "wave K open", "wave K passed", "commit", "revert", "retire" (of `release`), "done". A commit, revert or done
+        that stands already is not written twice, so that an answer that got lost can be asked for again.
+        """
+        if not RECORDS.fullmatch(record):
+            raise InvalidError([f'record: "{record}" is none of wave K open, wave K passed, commit, revert, retire, done'])
+        with self._writing() as (connection, identity):
+            _Book(connection, self._verified(connection, identity, lease, lock=True)).record(record, reason, release)
+
+    def verify(self, fleet: str) -> list[str]:
+        """Findings about the fleet's records: every one that was changed, removed or slipped in. Empty where the chain is whole."""
+        with self._reading() as (connection, identity):
+            row = self._row(connection, fleet) if identity else None
+            if row is None:
+                return []
+            number, chain = 0, ""
+            for event in connection.execute(sa.select(t.EVENTS).where(t.EVENTS.c.fleet == fleet).order_by(t.EVENTS.c.number)):
+                number += 1
+                if event.number != number:
+                    return [f"the ledger's record {number} of {fleet} is missing"]
+                if event.hash != _hash(chain, event._mapping):
+                    return [f"the ledger's record {number} of {fleet} ({event.record}, {event.at}) is not what was written"]
+                chain = event.hash
+            if (number, chain) != (row.records, row.chain):
+                return [f"the ledger's records of {fleet} end with {number}, but {row.records} were written"]
+        return []
+
+    # Transactions
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[Any, Any]]:
+        """A snapshot: the connection and the ledger's own row, which is None where there is no ledger."""
+        if self._file and not os.path.exists(self._file):
+            yield None, None
+            return
+        with self._explained(), self._engine.connect() as connection:
+            if not self._file:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection, self._identity(connection)
+
+    @contextmanager
+    def _writing(self, create: bool = False) -> Iterator[tuple[Any, Any]]:
+        """As `_reading`, with changes, committed at the end. create makes the ledger where there is none."""
+        if self._file and create:
+            self._make_file()
+        if self._file and not os.path.exists(self._file):
+            yield None, None
+            return
+        with self._explained(), self._engine.connect() as connection:
+            connection = connection.execution_options(phoenix_write=True)
+            identity = self._identity(connection)
+            if identity is None and create:
+                identity = self._create(connection)
+            yield connection, identity
+            connection.commit()
+
+    def _begin(self, connection: Any) -> None:
+        write = connection.get_execution_options().get("phoenix_write", False)
+        if self._file:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        elif write:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{PATIENCE}s'")
+
+    def _connect_file(self) -> sqlite3.Connection:
+        # No isolation level: the driver begins nothing by itself. A persistent journal keeps its blocks, so that a small change
+        # succeeds on a full disk; unlike a write-ahead log it needs no space to be read. synchronous is FULL unless told otherwise.
+        uri = f"file:{quote(self._file)}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = PERSIST")
+        return connection
+
+    def _make_file(self) -> None:
+        folder = os.path.dirname(self._file)
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise UnreachableError(
+                f"ledger {self.name}", f"cannot be written: {error.strerror}",
+                f"Let this user write to {folder}, or set fleet_state_dir to a folder where it may",
+            ) from None
+        kind = _network_filesystem(folder)
+        if kind:
+            raise RefusedError(
+                f"ledger {self.name}", f"{folder} is on a network file system ({kind}), where SQLite's locks do not hold",
+                "Set fleet_state_dir to a local folder, or fleet_ledger to the URL of a PostgreSQL database",
+            )
+
+    def _identity(self, connection: Any) -> Any:
+        try:
+            rows = connection.execute(sa.select(t.LEDGER)).all()
+        except (sa.exc.OperationalError, sa.exc.ProgrammingError):
+            connection.rollback()
+            if not connection.dialect.has_table(connection, t.LEDGER.name):
+                connection.rollback()
+                return None
+            rows = []
+        if len(rows) != 1:
+            raise RefusedError(
+                f"ledger {self.name}", f"its table {t.LEDGER.name} is not one of phoenix.fleet", "Set fleet_ledger to a database of its own"
+            )
+        if rows[0].version > t.VERSION:
+            raise RefusedError(
+                f"ledger {self.name}", f"it was made by a later phoenix.fleet (tables {rows[0].version}, this one knows {t.VERSION})",
+                "Update the collection on this controller",
+            )
+        return rows[0]
+
+    def _create(self, connection: Any) -> Any:
+        if not self._file:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7450861)")  # any number, as long as all of us take the same
+        if not connection.dialect.has_table(connection, t.LEDGER.name):
+            t.TABLES.create_all(connection, checkfirst=False)
+            new = {"version": t.VERSION, "id": str(uuid.uuid4()), "secret": secrets.token_hex(32), "created": timestamp()}
+            connection.execute(sa.insert(t.LEDGER).values(new))
+        return self._identity(connection)
+
+    # Rows
+
+    def _row(self, connection: Any, fleet: str) -> Any:
+        return connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet)).one_or_none()
+
+    def _locked(self, connection: Any, fleet: str) -> Any:
+        return connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet).with_for_update()).one_or_none()
+
+    def _set(self, connection: Any, fleet: str, **values: Any) -> None:
+        connection.execute(sa.update(t.FLEETS).where(t.FLEETS.c.name == fleet).values(values))
+
+    def _verified(self, connection: Any, identity: Any, lease: Lease, lock: bool = False) -> Any:
+        if identity is None or identity.id != lease.ledger:
+            raise LeaseError(
+                f"fleet {lease.fleet}", f"the ledger {self.name} that this run began with is no longer there",
+                "Restore it; without a copy of it, run again with fleet_adopt=true, which goes on from what the balancers say",
+            )
+        row = self._locked(connection, lease.fleet) if lock else self._row(connection, lease.fleet)
+        if row is None or row.fence != lease.fence or row.holder is None:
+            taken = f"{row.held_by} took it over at {row.held_since}" if row is not None and row.holder else "it was given back"
+            raise LeaseError(
+                f"fleet {lease.fleet}", f"this run has lost its lease {lease.fence}: {taken}",
+                "This run does no more; see what is live with phoenix.fleet.status",
+            )
+        return row
+
+    def _clock(self, connection: Any) -> float:
+        """Seconds by which leases expire: the server's, or of this machine's boot, which nobody can set."""
+        if self._file:
+            return uptime()
+        return float(connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())")))
+
+    def _state(self, holder: Process) -> str:
+        # A file belongs to one machine: who wrote it before the last boot is gone.
+        return GONE if self._file and holder.boot != boot_id() else holder.state()
+
+    # Errors
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            raise self._explanation(error.orig) from None
+        except sqlite3.Error as error:
+            raise self._explanation(error) from None
+
+    def _explanation(self, error: Any) -> FleetError:
+        what = f"ledger {self.name}"
+        if not self._file:
+            cause = " ".join(str(error).split())
+            if self._password:
+                cause = cause.replace(self._password, "***")
+            return UnreachableError(what, cause, "Check fleet_ledger, that the server runs, and that its user may create tables there")
+        code = str(getattr(error, "sqlite_errorname", ""))
+        folder = os.path.dirname(self._file)
+        if code == "SQLITE_FULL":
+            return _FullError(what, "the disk is full", f"Free some space in {folder} and run again: what is recorded stands")
+        if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            return UnreachableError(what, f"cannot be opened or written ({error})", f"Let this user write to {folder} and the files in it")
+        if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+            return RefusedError(
+                what, f"is damaged, or no SQLite database ({error})",
+                "Restore it; without a copy, move it away and run again with fleet_adopt=true, which goes on from what the balancers say",
+            )
+        if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return UnreachableError(what, f"another process has locked it for {PATIENCE} s", f"See which with: fuser -v {self._file}")
+        return UnreachableError(what, str(error), f"See that {folder} can be written")
+
+
+class Planning:
+    """The transaction in which a plan is made and written down. undoing: what was opened takes things away, and can do without a record."""
+
+    def __init__(self, connection: Any, identity: Any, lease: Lease, row: Any) -> None:
+        self._connection = connection
+        self._identity = identity
+        self._lease = lease
+        self._row = row
+        self.undoing = False
+
+    def history(self) -> History:
+        """What is known of the fleet."""
+        return _history(self._connection, self._identity, self._lease.fleet)
+
+    def open(self, plan: Plan, by: str) -> None:
+        """Write the plan's intent, its release where that is new, and what the fleet holds from now on.
+
+        A plan for the open entry's target goes on with that entry. Otherwise the open entry is closed, its target failed unless it
+        was committed. Undoing succeeds on a full disk too. Raises RefusedError where the number or an address was taken meanwhile.
+        """
+        if self._row is None:
+            raise RefusedError(f"fleet {self._lease.fleet}", "nothing is recorded in check mode")
+        self.undoing = plan.outcome == "failed"
+        _Book(self._connection, self._row).open(plan, by)
+
+
+class _Book:
+    """What each record means for the tables, in a transaction that holds the fleet's row."""
+
+    def __init__(self, connection: Any, row: Any) -> None:
+        self._connection = connection
+        self._row = dict(row._mapping)
+        self._changed: dict[str, Any] = {}
+        self._fleet: str = row.name
+        self._now = timestamp()
+
+    def open(self, plan: Plan, by: str) -> None:
+        entry = self._entry()
+        why = "; ".join(plan.reasons)
+        same = entry is not None and entry.target == plan.target
+        if same and plan.outcome == "failed":
+            self._change_entry(entry, reason=why)
+        elif same and plan.outcome == entry.outcome and (plan.again or plan.verb == entry.verb):
+            self._change_entry(entry, retires=_emptied(plan))
+            self._reserve(plan)
+        else:
+            if entry is not None:
+                self._close(entry, entry.reason or f"given up for {plan.verb} by {by}")
+            if plan.release is not None:
+                self._write_release(plan, plan.release, by)
+            self._append(self._new_entry(plan, by), "intent", why, _intent(plan, by))
+            self._reserve(plan)
+        self._flush()
+
+    def record(self, record: str, reason: str, release: int) -> None:
+        entry = self._entry()
+        if entry is None:
+            if record == "done":
+                return
+            raise RefusedError(f"fleet {self._fleet}", f"nothing is under way that a record {record} could belong to", "Run it again")
+        written = _records(self._connection, self._fleet, entry.number)
+        if record in ("commit", "revert") and record in written:
+            return
+        if record == "commit" and "revert" in written:
+            raise RefusedError(f"fleet {self._fleet}", f"release {entry.target} was rejected, and is never promoted", "Release again")
+        self._append(entry.number, record, reason, {"source": entry.source, "target": entry.target, "release": release or entry.target})
+        if record == "commit":
+            self._commit(entry)
+        elif record == "revert":
+            self._revert(entry, reason)
+        elif record == "done":
+            self._finish(entry)
+            self._close(entry, reason or entry.reason)
+        self._flush()
+
+    def _commit(self, entry: Any) -> None:
+        if self._row["live"] != entry.target:
+            self._mark(self._row["live"], "live", status="standby")
+            self._set(live=entry.target, since=self._now)
+        self._mark(entry.target, status="live", committed=entry.number, finished=self._now, reason="")
+
+    def _revert(self, entry: Any, reason: str) -> None:
+        if entry.source == entry.target:
+            return
+        if self._row["live"] == entry.target:
+            self._mark(entry.source, status="live")
+            self._set(live=entry.source, since=self._now if entry.source else "")
+        self._mark(entry.target, status="failed", finished=self._now, reason=reason)
+
+    def _finish(self, entry: Any) -> None:
+        for number in entry.retires:
+            self._mark(number, "standby", status="retired")
+        if entry.outcome == "retired":
+            for status in ("live", "standby"):
+                self._mark(None, status, status="retired")
+            self._set(live=0, since="")
+            for table in (t.RESERVATIONS, t.SERVERS):
+                self._connection.execute(sa.delete(table).where(table.c.fleet == self._fleet))
+
+    def _close(self, entry: Any, reason: str) -> None:
+        self._mark(entry.target, "open", status="failed", finished=self._now, reason=reason)
+        self._change_entry(entry, finished=self._now, reason=reason)
+        self._set(entry=0)
+
+    def _new_entry(self, plan: Plan, by: str) -> int:
+        highest = self._connection.scalar(sa.select(sa.func.max(t.ENTRIES.c.number)).where(t.ENTRIES.c.fleet == self._fleet))
+        number = int(highest or 0) + 1
+        self._insert(
+            t.ENTRIES, fleet=self._fleet, number=number, verb=plan.verb, source=plan.source, target=plan.target, outcome=plan.outcome,
+            retires=_emptied(plan), by=by, started=self._now, finished="", reason="",
+        )
+        self._set(entry=number)
+        return number
+
+    def _write_release(self, plan: Plan, release: Release, by: str) -> None:
+        # A plan for a release that exists may carry it too: a scaled one has another size.
+        if release.number == plan.target < self._row["next_release"] and plan.verb != "release":
+            self._mark(release.number, size=release.size)
+            return
+        if release.number != self._row["next_release"]:
+            raise RefusedError(
+                f"fleet {self._fleet}", f"release {release.number} was taken meanwhile", f"Run again: the next is {self._row['next_release']}"
+            )
+        self._insert(
+            t.RELEASES, fleet=self._fleet, number=release.number, status="open", image=release.image, digest=release.digest,
+            hash=release.hash, size=release.size, revision=release.revision, definition=_plain(release.definition), by=by,
+            started=self._now, finished="", reason="", committed=0,
+        )
+        self._set(next_release=release.number + 1)
+
+    def _reserve(self, plan: Plan) -> None:
+        table = t.RESERVATIONS
+        for other in self._connection.execute(sa.select(table).where(table.c.fleet != self._fleet)):
+            if other.key in plan.reserved:
+                raise RefusedError(
+                    f"fleet {self._fleet}", f"{other.key} was taken meanwhile, by {other.instance} of fleet {other.fleet}", "Run again"
+                )
+        self._replace(table, "key", "instance", plan.reserved)
+        self._replace(t.SERVERS, "instance", "id", plan.servers)
+        highest = max(plan.servers.values(), default=0)
+        if highest >= self._row["next_server"]:
+            self._set(next_server=highest + 1)
+
+    def _replace(self, table: Any, key: str, value: str, wanted: Mapping[str, Any]) -> None:
+        rows = self._connection.execute(sa.select(table.c[key], table.c[value]).where(table.c.fleet == self._fleet))
+        former = {row[0]: row[1] for row in rows}
+        if former == wanted:
+            return
+        self._connection.execute(sa.delete(table).where(table.c.fleet == self._fleet))
+        if wanted:
+            self._connection.execute(sa.insert(table), [{"fleet": self._fleet, key: name, value: item} for name, item in wanted.items()])
+
+    def _append(self, entry: int, record: str, reason: str, data: Mapping[str, Any]) -> None:
+        event = {
+            "fleet": self._fleet, "number": self._row["records"] + 1, "entry": entry, "record": record, "reason": reason,
+            "data": _plain(data), "fence": self._row["fence"], "at": self._now,
+        }
+        event["hash"] = _hash(self._row["chain"], event)
+        self._insert(t.EVENTS, **event)
+        self._set(records=event["number"], chain=event["hash"])
+
+    def _entry(self) -> Any:
+        if not self._row["entry"]:
+            return None
+        where = (t.ENTRIES.c.fleet == self._fleet, t.ENTRIES.c.number == self._row["entry"])
+        return self._connection.execute(sa.select(t.ENTRIES).where(*where)).one()
+
+    def _change_entry(self, entry: Any, **values: Any) -> None:
+        if any(entry._mapping[key] != value for key, value in values.items()):
+            where = (t.ENTRIES.c.fleet == self._fleet, t.ENTRIES.c.number == entry.number)
+            self._connection.execute(sa.update(t.ENTRIES).where(*where).values(values))
+
+    def _mark(self, number: int | None, current: str = "", **values: Any) -> None:
+        change = sa.update(t.RELEASES).where(t.RELEASES.c.fleet == self._fleet).values(values)
+        if number is not None:
+            change = change.where(t.RELEASES.c.number == number)
+        if current:
+            change = change.where(t.RELEASES.c.status == current)
+        self._connection.execute(change)
+
+    def _insert(self, table: Any, **values: Any) -> None:
+        self._connection.execute(sa.insert(table).values(values))
+
+    def _set(self, **values: Any) -> None:
+        self._row.update(values)
+        self._changed.update(values)
+
+    def _flush(self) -> None:
+        if self._changed:
+            self._connection.execute(sa.update(t.FLEETS).where(t.FLEETS.c.name == self._fleet).values(self._changed))
+
+
+class _FullError(UnreachableError):
+    """The disk is full."""
+
+
+def timestamp(seconds: float = 0.0) -> str:
+    """The time now, or so many seconds from now, in UTC as ISO 8601. For people: nothing is ever judged by it."""
+    moment = datetime.now(UTC) + timedelta(seconds=seconds)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _history(connection: Any, identity: Any, fleet: str) -> History:
+    if identity is None:
+        return History(ledger="", next_server=FIRST_SERVER)
+    reserved = {row.key: row.instance for row in connection.execute(sa.select(t.RESERVATIONS.c.key, t.RESERVATIONS.c.instance))}
+    row = connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet)).one_or_none()
+    if row is None:
+        return History(ledger=identity.id, next_server=FIRST_SERVER, reserved=reserved)
+    columns = [t.RELEASES.c[name] for name in Release.__dataclass_fields__]
+    releases = connection.execute(sa.select(*columns).where(t.RELEASES.c.fleet == fleet).order_by(t.RELEASES.c.number))
+    servers = connection.execute(sa.select(t.SERVERS.c.instance, t.SERVERS.c.id).where(t.SERVERS.c.fleet == fleet))
+    entry = None
+    if row.entry:
+        columns = [t.ENTRIES.c[name] for name in ("number", "verb", "source", "target")]
+        open_entry = connection.execute(sa.select(*columns).where(t.ENTRIES.c.fleet == fleet, t.ENTRIES.c.number == row.entry)).one()
+        entry = Entry(**open_entry._mapping, records=_records(connection, fleet, row.entry))
+    return History(
+        ledger=identity.id, fence=row.fence, live=row.live, next_release=row.next_release, next_server=row.next_server,
+        releases=tuple(Release(**release._mapping) for release in releases), entry=entry,
+        servers={server.instance: server.id for server in servers}, reserved=reserved, since=row.since,
+    )
+
+
+def _records(connection: Any, fleet: str, entry: int) -> tuple[str, ...]:
+    chosen = sa.select(t.EVENTS.c.record).where(t.EVENTS.c.fleet == fleet, t.EVENTS.c.entry == entry).order_by(t.EVENTS.c.number)
+    return tuple(connection.scalars(chosen))
+
+
+def _new_fleet(fleet: str) -> Any:
+    return sa.text(
+        "INSERT INTO phoenix_fleets (name, fence, live, since, next_release, next_server, entry, records, chain) "
+        f"VALUES (:name, 0, 0, '', 1, {FIRST_SERVER}, 0, 0, '') ON CONFLICT DO NOTHING"
+    ).bindparams(name=fleet)
+
+
+def _emptied(plan: Plan) -> list[int]:
+    """The releases of which a plan leaves nothing: all that it destroys, and does not start or keep."""
+    steps = [step for wave in plan.waves for step in wave]
+    kept = {item.release for step in steps if step.kind in ("create", "start", "stop") for item in step.instances}
+    return sorted({item.release for step in steps if step.kind == "destroy" for item in step.instances} - kept)
+
+
+def _intent(plan: Plan, by: str) -> dict[str, Any]:
+    made = [item for wave in plan.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
+    return {
+        "verb": plan.verb, "source": plan.source, "target": plan.target, "outcome": plan.outcome, "by": by,
+        "digest": plan.release.digest if plan.release else "", "hash": plan.release.hash if plan.release else "",
+        "addresses": {item.name: f"{item.host} {item.address}:{item.port}" for item in made},
+        "servers": {item.name: plan.servers[item.name] for item in made if item.name in plan.servers},
+    }
+
+
+def _hash(former: str, event: Mapping[str, Any]) -> str:
+    """Of a record: of its columns but the hash, in a form that is the same everywhere, and of the record before it."""
+    body = {key: value for key, value in event.items() if key != "hash"}
+    return hashlib.sha256(f"{former}\n{json.dumps(body, sort_keys=True, ensure_ascii=True)}".encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """As it will be read back: Ansible's own kinds of text and number become plain ones."""
+    return json.loads(json.dumps(value))
+
+
+def _process(row: Any) -> Process | None:
+    return Process(**json.loads(row.holder)) if row is not None and row.holder else None
+
+
+def _held_words(row: Any, holder: Process, state: str, left: float) -> tuple[str, str]:
+    who = f"held by {row.held_by} pid {holder.pid} since {row.held_since}"
+    if state == RUNNING:
+        return f"{who}, which is at work on this machine", "Wait for it to end; if it never will, add -e fleet_takeover=true"
+    if state == STOPPED:
+        return (
+            f"{who}, which was stopped (SIGSTOP) on this machine",
+            f"Let it go on with kill -CONT {holder.pid}, or end it and take over with -e fleet_takeover=true",
+        )
+    return (
+        f"{who}, which cannot be seen from here; unless it renews the lease, that ends in {left:.0f} s",
+        "Wait for it to end; if it is known to be dead, add -e fleet_takeover=true",
+    )
+
+
+def _missing(name: str, requirement: str) -> FleetError:
+    remedy = f'Install it: {sys.executable} -m pip install "{requirement}"'
+    return FleetError("the ledger", f"the Python package {name} is missing on this controller", remedy)
+
+
+def _parsed(url: str, state_dir: str) -> Any:
+    """The URL, with the file's path or the driver settled. Raises InvalidError without ever showing the URL: it may hold a password."""
+    if not url:
+        return sa.URL.create("sqlite", database=os.path.join(os.path.expanduser(state_dir), "ledger.sqlite3"))
+    try:
+        parsed = sa.make_url(str(url))
+    except (sa.exc.ArgumentError, ValueError):
+        raise InvalidError(["fleet_ledger: this is no database URL; write postgresql://USER@HOST/DATABASE or sqlite:////PATH"]) from None
+    kind = parsed.drivername.partition("+")[0]
+    if kind == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if kind != "sqlite":
+        raise InvalidError([f"fleet_ledger: {kind} is not supported; write postgresql://USER@HOST/DATABASE or sqlite:////PATH"])
+    if not os.path.isabs(parsed.database or ""):
+        raise InvalidError([f'fleet_ledger: "{parsed.database or ""}" is no absolute path; write sqlite:////PATH, with four slashes'])
+    return parsed.set(drivername="sqlite")
+
+
+def _network_filesystem(folder: str) -> str:
+    """The type of the file system, where that is one of several machines; empty otherwise. facts: proc(5), mountinfo."""
+    path = os.path.realpath(folder)
+    found, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                head, _dash, tail = line.partition(" - ")
+                point = head.split()[4].replace("\\040", " ")
+                if len(point) >= len(found) and (path == point or path.startswith(point.rstrip("/") + "/")):
+                    found, kind = point, tail.split()[0]
+    except OSError:
+        return ""
+    return kind if kind.startswith(("nfs", "cifs", "smb", "afs", "ceph", "lustre", "gfs", "ocfs", "fuse.sshfs", "fuse.gluster")) else ""

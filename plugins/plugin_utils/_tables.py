@@ -1,0 +1,123 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""The ledger's tables, the same in SQLite and PostgreSQL. Where SQLAlchemy is missing, `sa` is None and there are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSION = 1
+"""Of the tables; a ledger with a higher one is refused."""
+
+sa: Any
+try:
+    import sqlalchemy as sa
+except ImportError:
+    sa = None
+else:
+    TABLES = sa.MetaData()
+
+    # One row: whose ledger this is. secret is the key for the hashes of secrets.
+    LEDGER = sa.Table(
+        "phoenix_ledger",
+        TABLES,
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("secret", sa.String(64), nullable=False),
+        sa.Column("created", sa.String(32), nullable=False),
+    )
+
+    # fence, next_release and next_server only grow. entry is the open one (0: none). holder is a process as JSON, expires is
+    # its deadline by the ledger's clock. records and chain are the number and the hash of the newest event.
+    FLEETS = sa.Table(
+        "phoenix_fleets",
+        TABLES,
+        sa.Column("name", sa.String(63), primary_key=True),
+        sa.Column("fence", sa.BigInteger, nullable=False),
+        sa.Column("live", sa.Integer, nullable=False),
+        sa.Column("since", sa.String(32), nullable=False),
+        sa.Column("next_release", sa.Integer, nullable=False),
+        sa.Column("next_server", sa.Integer, nullable=False),
+        sa.Column("entry", sa.Integer, nullable=False),
+        sa.Column("records", sa.BigInteger, nullable=False),
+        sa.Column("chain", sa.String(64), nullable=False),
+        sa.Column("holder", sa.Text),
+        sa.Column("held_by", sa.Text),
+        sa.Column("held_since", sa.String(32)),
+        sa.Column("expires", sa.Float(53)),
+    )
+
+    # committed is the entry by which the release last became live (0: never), which orders the live ones in time.
+    RELEASES = sa.Table(
+        "phoenix_releases",
+        TABLES,
+        sa.Column("fleet", sa.String(63), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("image", sa.Text, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("revision", sa.Text, nullable=False),
+        sa.Column("definition", sa.JSON, nullable=False),
+        sa.Column("by", sa.Text, nullable=False),
+        sa.Column("started", sa.String(32), nullable=False),
+        sa.Column("finished", sa.String(32), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("committed", sa.Integer, nullable=False),
+    )
+
+    # retires lists the releases that have no instances left once the entry is done.
+    ENTRIES = sa.Table(
+        "phoenix_entries",
+        TABLES,
+        sa.Column("fleet", sa.String(63), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("verb", sa.String(16), nullable=False),
+        sa.Column("source", sa.Integer, nullable=False),
+        sa.Column("target", sa.Integer, nullable=False),
+        sa.Column("outcome", sa.String(16), nullable=False),
+        sa.Column("retires", sa.JSON, nullable=False),
+        sa.Column("by", sa.Text, nullable=False),
+        sa.Column("started", sa.String(32), nullable=False),
+        sa.Column("finished", sa.String(32), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+    )
+
+    # The records. hash covers everything else in the row and the hash of the record before.
+    EVENTS = sa.Table(
+        "phoenix_events",
+        TABLES,
+        sa.Column("fleet", sa.String(63), primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("entry", sa.Integer, nullable=False),
+        sa.Column("record", sa.String(64), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("data", sa.JSON, nullable=False),
+        sa.Column("fence", sa.BigInteger, nullable=False),
+        sa.Column("at", sa.String(32), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+        sa.Index("phoenix_events_of_entry", "fleet", "entry"),
+    )
+
+    # What instances hold of what must be unique among all fleets of this ledger: `HOST KEY`, an address for example.
+    RESERVATIONS = sa.Table(
+        "phoenix_reservations",
+        TABLES,
+        sa.Column("key", sa.String(512), primary_key=True),
+        sa.Column("fleet", sa.String(63), nullable=False, index=True),
+        sa.Column("instance", sa.String(128), nullable=False),
+    )
+
+    # HAProxy's id for each instance of a fleet.
+    SERVERS = sa.Table(
+        "phoenix_servers",
+        TABLES,
+        sa.Column("fleet", sa.String(63), primary_key=True),
+        sa.Column("instance", sa.String(128), primary_key=True),
+        sa.Column("id", sa.Integer, nullable=False),
+    )
