@@ -15,14 +15,13 @@ from ..module_utils._model import Balancer, Definition, Goal, History, Image, In
 from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_hash, recorded
+from ..plugin_utils._definition import definition_hash, definition_of, recorded
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger
 from ..plugin_utils._planner import plan
 
 ARGUMENTS: Dict[str, Any] = {
     "definition": {"type": "dict", "required": True},
-    "options": {"type": "dict", "default": {}, "no_log": True},
     "goal": {"type": "dict", "required": True},
     "image": {"type": "dict", "default": {}},
     "instances": {"type": "list", "elements": "dict", "default": []},
@@ -36,7 +35,7 @@ class ActionModule(FleetAction):
     ARGUMENTS = ARGUMENTS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = replace(from_dict(Definition, params["definition"]), options=params["options"])
+        definition = definition_of(params["definition"], task_vars, self._templar)
         world = World(
             instances=tuple(from_dict(Instance, item) for item in params["instances"]),
             balancers=tuple(from_dict(Balancer, item) for item in params["balancers"]),

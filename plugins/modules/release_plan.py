@@ -21,10 +21,6 @@ options:
     description: The definition, from M(phoenix.fleet.fleet_definition).
     type: dict
     required: true
-  options:
-    description: The provider's own options, as in C(fleet_docker).
-    type: dict
-    default: {}
   goal:
     description: The goal, from M(phoenix.fleet.fleet_definition).
     type: dict
@@ -138,7 +134,6 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "definition": {"type": "dict", "required": True},
-            "options": {"type": "dict", "default": {}, "no_log": True},
             "goal": {"type": "dict", "required": True},
             "image": {"type": "dict", "default": {}},
             "instances": {"type": "list", "elements": "dict", "default": []},

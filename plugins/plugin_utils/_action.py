@@ -17,6 +17,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._errors import FleetError, InvalidError
+from ._definition import MASK, provider_options
 
 Result = Dict[str, Any]
 Work = Callable[[Mapping[str, Any], bool, Callable[[str], None]], Result]
@@ -40,7 +41,7 @@ class FleetAction(ActionBase):
             return {"failed": True, "msg": "; ".join(checked.error_messages)}
         self._adopt_environment()
         try:
-            return self.act(checked.validated_parameters, task_vars or {})
+            return self.act(self._unmasked(checked.validated_parameters, task_vars or {}), task_vars or {})
         except InvalidError as error:
             return {"failed": True, "msg": str(error), "mistakes": list(error.mistakes)}
         except FleetError as error:
@@ -72,6 +73,12 @@ class FleetAction(ActionBase):
         """True where the task's host is this one and no other user is asked for."""
         other_user = self._play_context.become and not (os.geteuid() == 0 and (self._play_context.become_user or "root") == "root")
         return self._connection.transport == "local" and not other_user
+
+    def _unmasked(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Dict[str, Any]:
+        """The parameters with the secrets that `fleet_definition` does not show, read again from the fleet's variables."""
+        if MASK in str(params.get("options")):
+            params["options"] = provider_options(task_vars, self._templar)
+        return params
 
     def _adopt_environment(self) -> None:
         # An action plugin gets no environment of its own task (measured: silently dropped). This process is a fork for
