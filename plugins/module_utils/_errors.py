@@ -22,7 +22,9 @@ class FleetError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.cause}" if self.cause else self.what
-        return f"{text.rstrip('.')}. {self.remedy}" if self.remedy else text
+        if not self.remedy:
+            return text
+        return f"{text}\n{self.remedy}" if "\n" in text else f"{text.rstrip('.')}. {self.remedy}"
 
 
 class InvalidError(FleetError):
