@@ -105,7 +105,9 @@ SPEC: Dict[str, Dict[str, Any]] = {
         "remedy": "write letters, digits, _, -, . and :",
     },
     "fleet_haproxy": {"type": "dict", "default": {}, "options": HAPROXY},
-    "fleet_strategy": {"type": "str", "choices": ["blue_green", "rolling", "canary"], "default": "blue_green", "remedy": "write blue_green"},
+    "fleet_strategy": {
+        "type": "str", "choices": ["blue_green", "rolling", "canary"], "default": "blue_green", "remedy": "write blue_green",
+    },
     "fleet_drain_timeout": {**_SECONDS, "default": 30},
     "fleet_stop_timeout": {**_SECONDS, "default": 10},
     "fleet_keep": {"type": "int", "range": (0, 100), "default": 1},
@@ -351,7 +353,7 @@ def _haproxy(haproxy: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) ->
     made["server"] = {key: value for key, value in (made.get("server") or {}).items() if value is not None}
     made["timeouts"] = {key: value for key, value in (made.get("timeouts") or {}).items() if value is not None}
     made["options"] = [line.strip() for line in made.get("options") or []]
-    check = made.get("check")
+    check: Optional[Mapping[str, Any]] = made.get("check")
     if check is None:
         # A service that talks TLS itself, behind a balancer that passes it on, cannot be asked in plain HTTP.
         asked = [item["http"] for item in checks if "http" in item]
@@ -586,7 +588,8 @@ def _opened(fleet: str, record: Any, now: Any, spec: Spec, where: str = "") -> A
         return copy.deepcopy(record)
     if now is None:
         raise RefusedError(
-            f"fleet {fleet}", f"that release needs the secret {where[1:]}, which is defined no more", "Define it again, or release the image anew",
+            f"fleet {fleet}", f"that release needs the secret {where[1:]}, which is defined no more",
+            "Define it again, or release the image anew",
         )
     return now
 
