@@ -446,13 +446,11 @@ def _ask(outcome: Outcome, checks: Sequence[Mapping[str, Any]], deadline: float)
 
 def _fallen(outcomes: Sequence[Outcome], provider: Provider) -> List[Outcome]:
     """Those that cannot pass any more, by what the provider says now. Raises what the provider raises."""
-    seen = {(item.name, item.id): item for fleet in {item.instance.fleet for item in outcomes} for item in provider.observe(fleet)}
-    by_name = {item.name: item for item in seen.values()}
-    words = {item.name: item for item in provider.last_words([item.instance for item in outcomes])} if outcomes else {}
+    seen = _seen([item.instance for item in outcomes], provider)
+    words = {item.name: item for item in provider.last_words(list(seen.values()))}
     found = []
     for outcome in outcomes:
-        wanted = outcome.instance
-        reason = judge_state(seen.get((wanted.name, wanted.id)) if wanted.id else by_name.get(wanted.name), words.get(wanted.name))
+        reason = judge_state(seen.get(outcome.instance.name), words.get(outcome.instance.name))
         if reason:
             outcome.seen = f"{outcome.told()}; {reason}" if outcome.check else reason
             outcome.check = ""
@@ -460,12 +458,23 @@ def _fallen(outcomes: Sequence[Outcome], provider: Provider) -> List[Outcome]:
     return found
 
 
+def _seen(instances: Sequence[Instance], provider: Provider) -> Dict[str, Instance]:
+    """The instances as the provider sees them now, by name. Planned ones have no id yet, and are known by name and release."""
+    wanted = {item.name: item for item in instances}
+    observed = [item for fleet in sorted({item.fleet for item in instances}) for item in provider.observe(fleet)]
+    return {item.name: item for item in observed if item.name in wanted and _same(wanted[item.name], item)}
+
+
+def _same(wanted: Instance, seen: Instance) -> bool:
+    return wanted.id in ("", seen.id) and wanted.release in (0, seen.release)
+
+
 def told_by(provider: Optional[Provider], instances: Sequence[Instance]) -> Dict[str, List[str]]:
     """The last words of instances as lines, by name; none where the provider has no answer, since another failure is being told."""
     if provider is None:
         return {}
     try:
-        return {item.name: spoken(item) for item in provider.last_words(instances)}
+        return {item.name: spoken(item) for item in provider.last_words(list(_seen(instances, provider).values()))}
     except FleetError:
         return {}
 
@@ -476,10 +485,10 @@ def _progress(outcomes: Sequence[Outcome], missing: Set[int]) -> str:
 
 
 def _failure(outcomes: Sequence[Outcome], failed: Sequence[Outcome], provider: Optional[Provider], seconds: float) -> DeadlineError:
-    shown, rest = failed[:SHOWN], failed[SHOWN:]
-    words = told_by(provider, [item.instance for item in shown])
+    told, rest = failed[:SHOWN], failed[SHOWN:]
+    words = told_by(provider, [item.instance for item in told])
     lines = []
-    for item in shown:
+    for item in told:
         lines.append(f"  {item.instance.name} at {item.instance.address}:{item.instance.port}: {item.told()}")
         lines.extend(f"    {line}" for line in words.get(item.instance.name, ()))
     if rest:
