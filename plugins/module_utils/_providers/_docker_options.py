@@ -12,6 +12,7 @@ import difflib
 import ipaddress
 import re
 import shlex
+from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
 
 SUBNET = "172.30.0.0/16"
@@ -113,7 +114,9 @@ def _read(options: Any, path: str) -> Tuple[Dict[str, Any], List[str]]:
 def _together(settled: Mapping[str, Any], options: Mapping[str, Any]) -> Iterable[Tuple[str, str]]:
     """What is wrong between values that are right by themselves."""
     whole = [("", dict(settled))]
-    whole += [(f"hosts[{index}].", dict(settled, **host)) for index, host in enumerate(settled.get("hosts", [])) if set(host) & {"subnet", "ip_range"}]
+    for index, host in enumerate(settled.get("hosts", [])):
+        if set(host) & {"subnet", "ip_range"}:
+            whole.append((f"hosts[{index}].", dict(settled, **host)))
     for prefix, site in whole:
         subnet = ipaddress.IPv4Network(site.get("subnet", SUBNET))
         if site.get("ip_range"):
@@ -135,7 +138,7 @@ def unknown(key: str, known: Iterable[str]) -> str:
 
 
 def subnet_of(site: Mapping[str, Any]) -> Tuple[ipaddress.IPv4Network, ipaddress.IPv4Network]:
-    """Subnet and ip_range of an engine's settled settings. The upper quarter of the subnet is left to the engine unless ip_range says otherwise."""
+    """Subnet and ip_range of an engine's settled settings. Without ip_range the subnet's upper quarter is left to the engine."""
     subnet = ipaddress.IPv4Network(site.get("subnet", SUBNET))
     ip_range = ipaddress.IPv4Network(site["ip_range"]) if site.get("ip_range") else list(subnet.subnets(prefixlen_diff=2))[3]
     return subnet, ip_range
@@ -169,12 +172,19 @@ def _collected(pairs: Iterable[Tuple[str, Callable[[], Any]]]) -> List[Any]:
         try:
             results.append(read())
         except _Several as several:
-            found += [Mistake(str(one), deeper + ("." + one.deeper if one.deeper and not one.deeper.startswith("[") else one.deeper)) for one in several.mistakes]
+            found += [Mistake(str(one), f"{deeper}.{one.deeper}") for one in several.mistakes]
         except Mistake as mistake:
-            found.append(Mistake(str(mistake), deeper + ("." + mistake.deeper if mistake.deeper else "")))
+            found.append(Mistake(str(mistake), f"{deeper}.{mistake.deeper}".rstrip(".")))
     if found:
         raise _Several(found)
     return results
+
+
+def _pairs(value: Any, what: str, one: Callable[[Any, Any], Tuple[str, Any]]) -> Dict[str, Any]:
+    """A mapping of `what`, each pair converted by `one`."""
+    if not isinstance(value, Mapping):
+        raise Mistake(f"this is not a mapping of {what}")
+    return dict(_collected((str(name), partial(one, name, item)) for name, item in value.items()))
 
 
 def _text(pattern: str, what: str, example: str) -> Callable[[Any], str]:
@@ -274,12 +284,6 @@ def _ports(value: Any) -> str:
     return str(value)
 
 
-def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise Mistake(f"this is not a mapping of {what}")
-    return value
-
-
 def _named(name: Any, pattern: str, what: str) -> str:
     if not re.match(rf"^(?:{pattern})$", str(name)):
         raise Mistake(f"{name!r} is not {what}")
@@ -295,7 +299,7 @@ def _variables(value: Any) -> Dict[str, str]:
             raise Mistake(f"{item!r} is not a text; put the value in quotes")
         return str(name), str(item)
 
-    return dict(_collected((str(name), lambda name=name, item=item: one(name, item)) for name, item in _mapping(value, "names to values").items()))  # type: ignore[misc]
+    return _pairs(value, "names to values", one)
 
 
 def _secrets(value: Any) -> Dict[str, str]:
@@ -305,7 +309,7 @@ def _secrets(value: Any) -> Dict[str, str]:
             raise Mistake("the value is not a text; put it in quotes")
         return str(name), str(item)
 
-    return dict(_collected((str(name), lambda name=name, item=item: one(name, item)) for name, item in _mapping(value, "names to secrets").items()))  # type: ignore[misc]
+    return _pairs(value, "names to secrets", one)
 
 
 def _texts(value: Any) -> Dict[str, str]:
@@ -314,7 +318,7 @@ def _texts(value: Any) -> Dict[str, str]:
             raise Mistake(f"{item!r} is not a text; put the value in quotes")
         return str(name), str(item)
 
-    return dict(_collected((str(name), lambda name=name, item=item: one(name, item)) for name, item in _mapping(value, "options to values").items()))  # type: ignore[misc]
+    return _pairs(value, "options to values", one)
 
 
 def _fields(value: Any, readers: Mapping[str, Callable[[Any], Any]], what: str, needed: Iterable[str] = ()) -> Dict[str, Any]:
@@ -323,8 +327,8 @@ def _fields(value: Any, readers: Mapping[str, Callable[[Any], Any]], what: str, 
             raise Mistake(unknown(str(key), readers))
         return str(key), readers[key](item)
 
-    given = {key: item for key, item in _mapping(value, what).items() if item is not None and item != ""}
-    settled = dict(_collected((str(key), lambda key=key, item=item: one(key, item)) for key, item in given.items()))  # type: ignore[misc]
+    given = {key: item for key, item in value.items() if item is not None and item != ""} if isinstance(value, Mapping) else value
+    settled = _pairs(given, what, one)
     for key in needed:
         if key not in settled:
             raise Mistake(f"{key} is missing")
@@ -333,7 +337,7 @@ def _fields(value: Any, readers: Mapping[str, Callable[[Any], Any]], what: str, 
 
 def _items(value: Any, read: Callable[[Any], Any]) -> List[Any]:
     items = value if isinstance(value, (list, tuple)) else [value]
-    return _collected((f"[{index}]", lambda item=item: read(item)) for index, item in enumerate(items))  # type: ignore[misc]
+    return _collected((f"[{index}]", partial(read, item)) for index, item in enumerate(items))
 
 
 def _tls(value: Any) -> Dict[str, Any]:
@@ -353,8 +357,8 @@ def _host(value: Any) -> Dict[str, Any]:
     if isinstance(value, str):
         return {"url": url(value)}
     readers = {
-        "url": url, "name": _text(_HOST, "a name for an engine", "node1"), "publish_address": _address, "subnet": _subnet, "ip_range": _network,
-        "network": _NAME, "tls": _tls,
+        "url": url, "name": _text(_HOST, "a name for an engine", "node1"), "publish_address": _address,
+        "network": _NAME, "subnet": _subnet, "ip_range": _network, "tls": _tls,
     }
     return _fields(value, readers, "an engine's url, name and further settings", ["url"])
 
@@ -368,7 +372,8 @@ def _mount(value: Any) -> Dict[str, Any]:
         value = {"source": match.group(1), "target": match.group(2), "read_only": match.group(3) == "ro"}
     target = _text(r"/[^:\x00]*", "an absolute path within the instance", "/data")
     source = _text(r"/[^:\x00]*|[A-Za-z0-9][A-Za-z0-9_.-]+", "an absolute path or the name of a volume", "/srv/data")
-    mount = dict({"read_only": False}, **_fields(value, {"source": source, "target": target, "read_only": _boolean}, "source and target", ["source", "target"]))
+    readers = {"source": source, "target": target, "read_only": _boolean}
+    mount = dict({"read_only": False}, **_fields(value, readers, "source and target", ["source", "target"]))
     if mount["target"].rstrip("/") in ("", "/run/secrets"):
         raise Mistake(f"{mount['target']!r} is taken by the instance itself; mount somewhere else", "target")
     return mount
@@ -387,7 +392,7 @@ def _ulimits(value: Any) -> Dict[str, str]:
             raise Mistake(f"{item!r} has a soft limit above the hard one; write e.g. 1024:4096")
         return str(name), f"{soft}:{hard}"
 
-    return dict(_collected((str(name), lambda name=name, item=item: one(name, item)) for name, item in _mapping(value, "limits to numbers").items()))  # type: ignore[misc]
+    return _pairs(value, "limits to numbers", one)
 
 
 def _test(value: Any) -> List[str]:
@@ -410,9 +415,10 @@ def _command(value: Any) -> List[str]:
             return shlex.split(value)
         except ValueError as error:
             raise Mistake(f"{value!r} is not a command line ({error}); write a list of words") from None
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in value):
+    words = value if isinstance(value, (list, tuple)) else []
+    if not words or not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in words):
         raise Mistake(f"{value!r} is not a command; write a list of words, e.g. [serve, --port, '8080']")
-    return [str(item) for item in value]
+    return [str(item) for item in words]
 
 
 def _registry(value: Any) -> Dict[str, str]:
@@ -422,7 +428,8 @@ def _registry(value: Any) -> Dict[str, str]:
         return str(item)
 
     server = _text(r"[A-Za-z0-9.\[\]-]+(:\d+)?", "a registry's host name", "registry.example.org")
-    settled = _fields(value, {"server": server, "username": _text(r"\S+", "a user's name", "deploy"), "password": password}, "server, username and password")
+    readers = {"server": server, "username": _text(r"\S+", "a user's name", "deploy"), "password": password}
+    settled = _fields(value, readers, "server, username and password")
     if ("username" in settled) != ("password" in settled):
         raise Mistake("username and password belong together; give both")
     return settled

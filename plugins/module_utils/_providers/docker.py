@@ -14,418 +14,54 @@ from __future__ import annotations
 
 import io
 import ipaddress
-import os
-import re
-import socket
-import ssl
-import sys
 import tarfile
 from datetime import datetime, timezone
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .._concurrency import LIMIT, each
-from .._errors import InvalidError, RefusedError, UnreachableError
+from .._errors import InvalidError, RefusedError
 from .._model import Image, Instance, LastWords, Pool
-from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics, subnet_of
+from ._docker_container import (
+    ADDRESS,
+    LABEL,
+    LEDGER,
+    MEMORY,
+    NAME,
+    RELEASE,
+    SECRETS,
+    SLOT,
+    STATES,
+    account_in,
+    container_config,
+    held_addresses,
+    held_ports,
+    is_id,
+    marker_of,
+    mount_of,
+    name_in,
+    registry_of,
+    repository_of,
+    secrets_archive,
+    secrets_of,
+)
+from ._docker_engine import Engine, Refusal, remedy_for, required_sdk, resolved, same_place, sites
+from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
 from .base import Blueprint
-
-try:
-    import docker as sdk
-    from docker.context import ContextAPI
-    from docker.errors import APIError, DockerException, TLSParameterError
-    from docker.tls import TLSConfig
-    from requests.exceptions import RequestException
-except ImportError:  # the error with the remedy comes from connect
-    sdk = None
 
 __all__ = ["OPTIONS", "DockerProvider", "connect", "mistakes", "settle", "shape"]
 
-LABEL = "phoenix.fleet."
-NAME, RELEASE, SLOT, LEDGER = LABEL + "name", LABEL + "release", LABEL + "slot", LABEL + "ledger"
-ADDRESS, MEMORY = LABEL + "address", LABEL + "memory"
 NETWORK = "phoenix"
-SECRETS = "/run/secrets"
-TIMEOUT = 60
 LOG_LINES = 50
-STATES = {"created": "created", "running": "running", "restarting": "restarting", "paused": "running"}
-LOOPBACK = ("local", "localhost", "ip6-localhost")
 
 
 def connect(options: Mapping[str, Any]) -> DockerProvider:
-    """A provider on the engines of `fleet_docker`. Raises InvalidError for mistakes in it, UnreachableError where an engine does not answer."""
+    """A provider on the engines of `fleet_docker`. Raises InvalidError for its mistakes, UnreachableError where an engine is silent."""
     found = mistakes(options)
     if found:
         raise InvalidError(found)
-    if sdk is None:
-        raise RefusedError("the docker provider", f"{sys.executable} has no docker SDK", f"Run: {sys.executable} -m pip install docker")
+    required_sdk()
     settled = settle(options)
     return DockerProvider(each(lambda site: Engine(site, settled.get("registry")), sites(settled)), settled)
-
-
-def sites(options: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """The engines of settled options, each with the settings that hold for it. Raises InvalidError where two have one name."""
-    shared = {key: options[key] for key in ("tls", "network", "subnet", "ip_range", "publish_address") if key in options}
-    found = [dict(shared, **host) for host in options.get("hosts") or [dict(found_by_client())]]
-    for site in found:
-        site.setdefault("name", home_of(site["url"]))
-    names = [site["name"] for site in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidError([f"fleet_docker.hosts: {names.count(name)} engines are named '{name}'; give each a name of its own: {{url, name}}"])
-    return found
-
-
-def found_by_client() -> Dict[str, Any]:
-    """The engine that the docker client finds: DOCKER_HOST with its TLS settings, else the current context, else the usual socket."""
-    url = os.environ.get("DOCKER_HOST")
-    if url:
-        folder = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
-        if not (os.environ.get("DOCKER_TLS_VERIFY") or os.environ.get("DOCKER_CERT_PATH")):
-            return {"url": url}
-        files = {"ca_path": "ca.pem", "client_cert": "cert.pem", "client_key": "key.pem"}
-        tls = {key: os.path.join(folder, file) for key, file in files.items()}
-        return {"url": url, "tls": dict(tls, validate_certs=bool(os.environ.get("DOCKER_TLS_VERIFY")))}
-    try:
-        context = ContextAPI.get_context()
-    except Exception as error:  # whatever a broken context file makes the SDK raise
-        raise RefusedError("the docker client's context", str(error), "Set fleet_docker.hosts, or run: docker context use default") from error
-    if context is None or not context.Host or context.Host.startswith("npipe"):
-        return {"url": "unix:///var/run/docker.sock"}
-    material = getattr(context, "TLSConfig", None)
-    if not material:
-        return {"url": context.Host.replace("http+unix://", "unix://")}
-    cert, key = material.cert or ("", "")
-    return {"url": context.Host, "tls": {"ca_path": material.ca_cert, "client_cert": cert, "client_key": key, "validate_certs": bool(material.verify)}}
-
-
-def home_of(url: str) -> str:
-    """The host that an engine's URL leads to, `local` for this machine."""
-    if url.startswith("unix://"):
-        return "local"
-    host = re.sub(r"^[a-z+]+://(?:[^@/]*@)?", "", url).split("/")[0]
-    host = host[1:host.index("]")] if host.startswith("[") else host.rsplit(":", 1)[0] if host.count(":") == 1 else host
-    return "local" if is_here(host) else host
-
-
-def is_here(host: str) -> bool:
-    """True for a name or address of this machine: one that a socket can be bound to."""
-    if host in LOOPBACK:
-        return True
-    for address in resolved(host):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.bind((address, 0))
-            return True
-        except OSError:
-            continue
-    return False
-
-
-def resolved(host: str) -> List[str]:
-    """The addresses of a host, none where the name is not known here."""
-    try:
-        return sorted({str(item[4][0]) for item in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)})
-    except OSError:
-        return []
-
-
-def same_place(home: str, balancer: str) -> bool:
-    """True where the balancer's address is the engine's own host."""
-    if home == "local" or is_here(balancer):
-        return home == "local" and is_here(balancer)
-    return home == balancer or bool(set(resolved(home)) & set(resolved(balancer)))
-
-
-class Engine:
-    """One Docker engine: its client, and its errors in our words."""
-
-    def __init__(self, site: Mapping[str, Any], registry: Optional[Mapping[str, Any]]) -> None:
-        self.url: str = site["url"]
-        self.name: str = site["name"]
-        self.home = home_of(self.url)
-        self.network: Optional[str] = site.get("network")
-        self.subnet, self.ip_range = subnet_of(site)
-        self.publish_address: Optional[str] = site.get("publish_address")
-        self.registry = registry
-        tls = self._tls(site["tls"]) if site.get("tls") and self.url.startswith("tcp://") else False
-        try:
-            self.client: Any = sdk.APIClient(
-                base_url=self.url, tls=tls, timeout=TIMEOUT, version="auto", num_pools=LIMIT, max_pool_size=LIMIT,
-                use_ssh_client=self.url.startswith("ssh://"),
-            )
-        except (DockerException, RequestException, OSError, ValueError) as error:
-            self._fail("connecting", error)
-
-    def _tls(self, tls: Mapping[str, Any]) -> Any:
-        for key in ("ca_path", "client_cert", "client_key"):
-            path = tls.get(key)
-            if path and not os.access(path, os.R_OK):
-                state = "cannot be read" if os.path.exists(path) else "does not exist"
-                raise InvalidError([f"fleet_docker.tls.{key}: {path} {state}; name the PEM file for engine {self.name}"])
-        pair = (tls["client_cert"], tls["client_key"]) if tls.get("client_cert") else None
-        try:
-            return TLSConfig(client_cert=pair, ca_cert=tls.get("ca_path"), verify=tls.get("validate_certs", True))
-        except TLSParameterError as error:
-            raise InvalidError([f"fleet_docker.tls: {error.msg}"]) from error
-
-    def call(self, doing: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """client.method(...), with RefusedError and UnreachableError for what it raises. `doing` says it in words."""
-        try:
-            return getattr(self.client, method)(*args, **kwargs)
-        except (DockerException, RequestException, OSError) as error:
-            self._fail(doing, error)
-
-    def maybe(self, doing: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Like `call`, but None where the engine does not know the object."""
-        try:
-            return getattr(self.client, method)(*args, **kwargs)
-        except (DockerException, RequestException, OSError) as error:
-            if isinstance(error, APIError) and error.status_code == 404:
-                return None
-            self._fail(doing, error)
-
-    def _fail(self, doing: str, error: BaseException) -> NoReturn:
-        what = f"engine {self.name}, {doing}"
-        if isinstance(error, APIError) and error.status_code is not None:
-            said = str(error.explanation or error).strip()
-            raise Refusal(what, said, remedy_for(said), error.status_code) from error
-        cause, remedy = why(self.url, error)
-        raise UnreachableError(f"{what} ({self.url})", cause, remedy) from error
-
-    def containers(self, fleet: Optional[str] = None) -> List[Dict[str, Any]]:
-        """All containers in the engine's short form, stopped ones included; with `fleet` only those that carry its name."""
-        filters = {"label": [f"{NAME}={fleet}"]} if fleet else None
-        return list(self.call("listing containers", "containers", all=True, filters=filters))
-
-    def instances(self, fleet: str) -> Tuple[Instance, ...]:
-        return tuple(seen for seen in (seen_in(item, self.name) for item in self.containers(fleet)) if seen)
-
-    def credentials(self, reference: str) -> Optional[Dict[str, str]]:
-        """What `registry` says for this image's registry; None leaves it to the docker client's own configuration."""
-        if not self.registry or not self.registry.get("username"):
-            return None
-        server = str(self.registry.get("server") or "docker.io")
-        if registry_of(reference) != server:
-            return None
-        return {"username": self.registry["username"], "password": self.registry["password"], "serveraddress": server}
-
-
-class Refusal(RefusedError):
-    """An engine's no, with the status it answered."""
-
-    def __init__(self, what: str, cause: str = "", remedy: str = "", status: int = 0) -> None:
-        super().__init__(what, cause, remedy)
-        self.status = status
-
-
-_REMEDIES = (
-    (r"port is already allocated|bind.*address already in use", "Something else has this port: choose another range in fleet_docker.publish_ports"),
-    (r"address already in use", "Another container took this address: run again, a free one is chosen then"),
-    (r"pool overlaps", "Set fleet_docker.subnet to a network that is free on this engine"),
-    (r"no such image|pull access denied|manifest.*unknown|not found: manifest", "Check the image's name, build or pull it on this engine, or set fleet_docker.registry"),
-    (r"unauthorized|authentication required|denied", "Check fleet_docker.registry, or log in with docker login"),
-    (r"no space left", "Free space on the engine, e.g. with docker system prune"),
-    (r"unable to find user|unknown user", "Name a user that the image has, or a number, in fleet_docker.user"),
-    (r"executable file not found|no such file or directory.*exec|exec.*no such file", "Check the image's command, or fleet_docker.command"),
-    (r"logging driver|log driver|log opt", "Check fleet_docker.log_driver and fleet_docker.log_options"),
-    (r"minimum memory|memory limit", "Raise fleet_docker.memory"),
-    (r"cpus available", "Lower fleet_docker.cpus"),
-    (r"bind source path does not exist|invalid mount", "Check fleet_docker.mounts; the source must exist on the engine's host"),
-    (r"ulimit", "Check fleet_docker.ulimits"),
-)
-
-
-def remedy_for(said: str) -> str:
-    """What to do about an engine's words, empty where they say it themselves."""
-    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, said, re.IGNORECASE)), "")
-
-
-def why(url: str, error: BaseException) -> Tuple[str, str]:
-    """Cause and remedy of a missing answer, from whatever is wrapped within the error."""
-    inside = list(_within(error))
-    path = url[len("unix://"):] if url.startswith("unix://") else ""
-    for item in inside:
-        if isinstance(item, ssl.SSLError) or "SSLError" in type(item).__name__:
-            return f"TLS failed: {item}", "Check fleet_docker.tls: the CA that signed the engine's certificate, and a client certificate that it accepts"
-    for item in inside:
-        if isinstance(item, PermissionError):
-            return f"permission denied on {path}", "Add this user to the group that owns the socket (docker), log in again, or use another engine in fleet_docker.hosts"
-        if isinstance(item, FileNotFoundError):
-            return (f"there is no socket {path}" if path else str(item)), "Start the Docker engine (systemctl start docker), or name the engine in fleet_docker.hosts"
-        if isinstance(item, ConnectionRefusedError):
-            return "connection refused", "Start the Docker engine there (systemctl start docker), and check the address in fleet_docker.hosts"
-        if isinstance(item, socket.gaierror):
-            return "its host name is not known here", "Check the address in fleet_docker.hosts"
-        if isinstance(item, NameError) or "paramiko" in str(item):
-            return f"{sys.executable} lacks what ssh needs", f"Run: {sys.executable} -m pip install 'docker[ssh]'"
-    text = str(error)
-    if "imed out" in text:
-        return f"no answer within {TIMEOUT} s", "Check that the engine's host is up and not overloaded (docker info there)"
-    if url.startswith("ssh://"):
-        return text, f"Try: ssh {re.sub('^ssh://', '', url)} docker version. Keys and known_hosts must be in place, since nobody can be asked"
-    if "client sent an HTTP request to an HTTPS server" in text or "malformed HTTP" in text:
-        return "the engine wants TLS", "Set fleet_docker.tls"
-    return text, "Check that the engine runs there: docker info"
-
-
-def _within(error: object, depth: int = 0) -> Iterator[BaseException]:
-    if isinstance(error, BaseException) and depth < 8:
-        yield error
-        for inner in (*error.args, error.__cause__, error.__context__, getattr(error, "reason", None)):
-            if inner is not error:
-                yield from _within(inner, depth + 1)
-
-
-# --- what an engine shows ---------------------------------------------------------------------------------------------
-
-def seen_in(item: Mapping[str, Any], host: str) -> Optional[Instance]:
-    """The instance that an entry of the engine's listing shows, None where its labels are not a whole marker."""
-    labels = item.get("Labels") or {}
-    try:
-        address, port = labels[ADDRESS].rsplit(":", 1)
-        return Instance(
-            name=(item.get("Names") or ["/?"])[0].lstrip("/"), host=host, fleet=labels[NAME], release=int(labels[RELEASE]), slot=int(labels[SLOT]),
-            image=labels[LABEL + "image"], address=address, port=int(port), revision=labels.get(LABEL + "revision", ""), id=item["Id"],
-            state=STATES.get(item.get("State", ""), "stopped"), health=health_in(item.get("Status", "")), created=labels.get(LABEL + "created", ""),
-            marker={key: value for key, value in labels.items() if key.startswith(LABEL)},
-        )
-    except (KeyError, ValueError):
-        return None
-
-
-def health_in(status: str) -> str:
-    """An instance's health from the listing's words: `Up 5 seconds (healthy)`, `(unhealthy)`, `(health: starting)`, `(Paused)`."""
-    for word, health in (("(unhealthy)", "unhealthy"), ("(Paused)", "unhealthy"), ("(healthy)", "healthy"), ("(health: starting)", "starting")):
-        if word in status:
-            return health
-    return "none"
-
-
-def held_addresses(containers: Iterable[Mapping[str, Any]], network: str) -> List[str]:
-    """The addresses on a network that containers hold, stopped ones included, strangers' too."""
-    held = []
-    for item in containers:
-        endpoint = ((item.get("NetworkSettings") or {}).get("Networks") or {}).get(network) or {}
-        held += [endpoint.get("IPAddress"), (endpoint.get("IPAMConfig") or {}).get("IPv4Address")]
-        held += [(item.get("Labels") or {}).get(ADDRESS, "").rsplit(":", 1)[0]]
-    return [address for address in held if address]
-
-
-def held_ports(item: Mapping[str, Any], bindings: Mapping[str, Any], address: str) -> List[int]:
-    """The ports of `address` that one container holds: by its listing, by `bindings` of its description, by our label."""
-    everywhere = ("", "0.0.0.0", "::", address)
-    held = [int(port["PublicPort"]) for port in item.get("Ports") or [] if port.get("PublicPort") and port.get("IP", "") in everywhere]
-    for pair in (pair for pairs in bindings.values() for pair in pairs or []):
-        if pair.get("HostIp", "") in everywhere and str(pair.get("HostPort", "")).isdigit():
-            held.append(int(pair["HostPort"]))
-    host, _colon, port = (item.get("Labels") or {}).get(ADDRESS, ":").rpartition(":")
-    return held + ([int(port)] if host == address and port.isdigit() else [])
-
-
-def registry_of(reference: str) -> str:
-    """The registry's host name in an image's name, docker.io where it has none."""
-    first, slash, _rest = reference.partition("/")
-    return first if slash and (re.search(r"[.:]", first) or first == "localhost") else "docker.io"
-
-
-def repository_of(reference: str) -> str:
-    """An image's name without tag and digest."""
-    name = reference.split("@")[0]
-    head, colon, tail = name.rpartition(":")
-    return head if colon and "/" not in tail else name
-
-
-def is_id(reference: str) -> bool:
-    return bool(re.match(r"^sha256:[0-9a-f]{64}$", reference))
-
-
-# --- what an instance is made of --------------------------------------------------------------------------------------
-
-def marker_of(instance: Instance, blueprint: Blueprint, created: str) -> Dict[str, str]:
-    return {
-        NAME: instance.fleet, RELEASE: str(instance.release), SLOT: str(instance.slot), LEDGER: blueprint.ledger,
-        LABEL + "image": blueprint.image.digest, LABEL + "revision": blueprint.revision, LABEL + "created": created, LABEL + "hash": blueprint.hash,
-    }
-
-
-def secrets_of(fleet: str, release: int) -> str:
-    """The name of the volume with a release's secrets."""
-    return f"{fleet}-r{release}"
-
-
-def container_config(instance: Instance, blueprint: Blueprint, options: Mapping[str, Any], network: Optional[str], created: str) -> Dict[str, Any]:
-    """What the engine is asked to create. network: the one the instance has its address on; None where its port is published.
-
-    Pure; options are settled ones.
-    """
-    facts = {
-        "PHOENIX_FLEET": instance.fleet, "PHOENIX_RELEASE": str(instance.release), "PHOENIX_INSTANCE": instance.name, "PHOENIX_REVISION": blueprint.revision,
-    }
-    labels = marker_of(instance, blueprint, created)
-    labels[ADDRESS] = f"{instance.address}:{instance.port}"
-    host: Dict[str, Any] = {
-        "RestartPolicy": {"Name": "unless-stopped"},
-        "SecurityOpt": ["no-new-privileges"],
-        "Mounts": [
-            {"Type": "bind" if mount["source"].startswith("/") else "volume", "Source": mount["source"], "Target": mount["target"], "ReadOnly": mount["read_only"]}
-            for mount in options.get("mounts", [])
-        ],
-    }
-    config: Dict[str, Any] = {
-        "Image": blueprint.image.digest, "Labels": labels, "HostConfig": host,
-        "Env": [f"{key}={value}" for key, value in {**options.get("environment", {}), **facts}.items()],
-    }
-    if network:
-        host["NetworkMode"] = network
-        config["NetworkingConfig"] = {"EndpointsConfig": {network: {"IPAMConfig": {"IPv4Address": instance.address}}}}
-    else:
-        config["ExposedPorts"] = {f"{blueprint.port}/tcp": {}}
-        host["PortBindings"] = {f"{blueprint.port}/tcp": [{"HostIp": instance.address, "HostPort": str(instance.port)}]}
-        if options.get("network"):
-            host["NetworkMode"] = options["network"]
-    if options.get("secrets"):
-        volume = {"Type": "volume", "Source": secrets_of(instance.fleet, instance.release), "Target": SECRETS, "ReadOnly": True}
-        host["Mounts"].append(dict(volume, VolumeOptions={"NoCopy": True}))
-    if options.get("memory"):
-        host["Memory"] = options["memory"]
-        labels[MEMORY] = str(options["memory"])
-    if options.get("cpus"):
-        host["NanoCpus"] = int(options["cpus"] * 1_000_000_000)
-    if options.get("sealed"):
-        host.update(ReadonlyRootfs=True, CapDrop=["ALL"], Tmpfs={"/tmp": "rw,nosuid,nodev"})
-    if options.get("ulimits"):
-        pairs = {name: str(value).split(":") for name, value in options["ulimits"].items()}
-        host["Ulimits"] = [{"Name": name, "Soft": int(pair[0]), "Hard": int(pair[-1])} for name, pair in pairs.items()]
-    if options.get("log_driver") or options.get("log_options"):
-        host["LogConfig"] = {"Type": options.get("log_driver", ""), "Config": options.get("log_options", {})}
-    if options.get("health"):
-        health = options["health"]
-        spans = {"interval": "Interval", "timeout": "Timeout", "start_period": "StartPeriod"}
-        config["Healthcheck"] = {there: int(health[key] * 1_000_000_000) for key, there in spans.items() if key in health}
-        config["Healthcheck"].update({"Test": health["test"]} if "test" in health else {}, **({"Retries": health["retries"]} if "retries" in health else {}))
-    for key, there in (("user", "User"), ("stop_signal", "StopSignal"), ("command", "Cmd")):
-        if options.get(key):
-            config[there] = options[key]
-    return config
-
-
-def secrets_archive(secrets: Mapping[str, str], uid: int, gid: int) -> bytes:
-    """A tar archive with a file for each secret, mode 0400, of that owner."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, value in sorted(secrets.items()):
-            data = value.encode("utf-8")
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode, entry.uid, entry.gid = len(data), 0o400, uid, gid
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def account_in(table: str, name: str) -> Optional[List[str]]:
-    """The line of an /etc/passwd or /etc/group for a name or number, split at its colons."""
-    rows = [line.split(":") for line in table.splitlines() if line.count(":") >= 3]
-    return next((row for row in rows if name in (row[0], row[2])), None)
 
 
 class DockerProvider:
@@ -450,11 +86,13 @@ class DockerProvider:
         repository = repository_of(reference)
         if self.options.get("pull") == "never":
             if not local:
-                raise RefusedError(f"image {reference}", f"engine {engine.name} does not have it, and fleet_docker.pull is never", "Build or load it there")
+                cause = f"engine {engine.name} does not have it, and fleet_docker.pull is never"
+                raise RefusedError(f"image {reference}", cause, "Build or load it there")
             known = [name for name in local["RepoDigests"] if name.startswith(repository + "@")]
             return Image(reference, known[0] if known else local["Id"])
         try:
-            answer = engine.call(f"asking the registry for {reference}", "inspect_distribution", reference, auth_config=engine.credentials(reference))
+            credentials = engine.credentials(reference)
+            answer = engine.call(f"asking the registry for {reference}", "inspect_distribution", reference, auth_config=credentials)
         except RefusedError as error:
             # Only the registry knows what a tag means now. But a name without a registry may never have been in one.
             if local and registry_of(reference) == "docker.io" and not reference.startswith("docker.io/"):
@@ -464,6 +102,11 @@ class DockerProvider:
                 remedy = "Check fleet_docker.registry, name the image by its digest (repo@sha256:...), or set fleet_docker.pull to never"
             raise RefusedError(f"image {reference}", error.cause, remedy) from error
         return Image(reference, f"{repository}@{answer['Descriptor']['digest']}")
+
+    def present(self, image: Image) -> Tuple[str, ...]:
+        """The names of the engines that have this image."""
+        found = each(lambda engine: engine.maybe(f"asking for image {image.digest}", "inspect_image", image.digest), self.engines)
+        return tuple(engine.name for engine, local in zip(self.engines, found) if local)
 
     def pools(self, fleet: str, port: int, balancers: Sequence[str]) -> Tuple[Pool, ...]:
         kinds = [self._reached_by(fleet, engine, balancers) for engine in self.engines]
@@ -476,7 +119,8 @@ class DockerProvider:
         wanted = self.options.get("address")
         if wanted == "network" and far:
             raise RefusedError(
-                f"fleet {fleet}, engine {engine.name}", f"balancer {far[0]} is on another host and cannot reach an address on the engine's network",
+                f"fleet {fleet}, engine {engine.name}",
+                f"balancer {far[0]} is on another host and cannot reach an address on the engine's network",
                 "Set fleet_docker.address to published",
             )
         if wanted == "network" or (not wanted and not far):
@@ -488,7 +132,8 @@ class DockerProvider:
             address = next((item for item in resolved(engine.home) if ":" not in item), None)
         if not address or (far and ipaddress.ip_address(address).is_loopback):
             raise RefusedError(
-                f"fleet {fleet}, engine {engine.name}", f"balancer {(far or ['?'])[0]} cannot reach ports published on {address or 'this host'}",
+                f"fleet {fleet}, engine {engine.name}",
+                f"balancer {(far or ['?'])[0]} cannot reach ports published on {address or 'an address that is not known'}",
                 "Set fleet_docker.publish_address to an address of the engine's host that the balancers reach",
             )
         return "published", address
@@ -498,10 +143,11 @@ class DockerProvider:
         known: List[Tuple[Engine, Tuple[str, str]]] = []
         for engine, kind in zip(self.engines, kinds):
             for other, others in known:
+                both = f"fleet_docker.hosts: engines {other.name} and {engine.name}"
                 if kind[0] == "network" == others[0] and engine.home == other.home and engine.subnet.overlaps(other.subnet):
-                    raise InvalidError([f"fleet_docker.hosts: engines {other.name} and {engine.name} are on one host and both use {engine.subnet}; give each a subnet of its own"])
+                    raise InvalidError([f"{both} are on one host and both use {engine.subnet}; give each a subnet of its own"])
                 if kind == others and kind[0] == "published":
-                    raise InvalidError([f"fleet_docker.hosts: engines {other.name} and {engine.name} publish on {kind[1]} both; give each a publish_address of its own"])
+                    raise InvalidError([f"{both} both publish on {kind[1]}; give each a publish_address of its own"])
             known.append((engine, kind))
 
     def _pool(self, port: int, engine: Engine, kind: Tuple[str, str]) -> Pool:
@@ -512,7 +158,9 @@ class DockerProvider:
             held = held_addresses(containers, engine.network or NETWORK)
             return Pool(engine.name, "network", str(first), str(last), (port, port), tuple(sorted(set(held))))
         address = kind[1]
-        silent = [item for item in containers if item.get("State") not in ("running", "paused") and ADDRESS not in (item.get("Labels") or {})]
+        silent = [
+            item for item in containers if item.get("State") not in ("running", "paused") and ADDRESS not in (item.get("Labels") or {})
+        ]
         described = each(lambda item: engine.maybe("looking at a container", "inspect_container", item["Id"]), silent)
         bindings = {item["Id"]: (item["HostConfig"].get("PortBindings") or {}) for item in described if item}
         held_here = {number for item in containers for number in held_ports(item, bindings.get(item["Id"], {}), address)}
@@ -555,14 +203,15 @@ class DockerProvider:
         if any(self._on_network(engine, item) for item in instances):
             self._network(engine)
         if not self._image(engine, blueprint) and (is_id(blueprint.image.digest) or options.get("pull") == "never"):
-            why_not = "and fleet_docker.pull is never" if options.get("pull") == "never" else "and it is in no registry"
-            raise RefusedError(f"image {blueprint.image.reference}", f"engine {engine.name} does not have {blueprint.image.digest}, {why_not}", "Build or load it there")
+            reason = "fleet_docker.pull is never" if options.get("pull") == "never" else "it is in no registry"
+            cause = f"engine {engine.name} does not have {blueprint.image.digest}, and {reason}"
+            raise RefusedError(f"image {blueprint.image.reference}", cause, "Build or load it there")
         if not options.get("memory"):
             return
         names = {item.name for item in instances}
         limits = [
             int((item.get("Labels") or {}).get(MEMORY) or 0) for item in engine.containers()
-            if item.get("State") in ("running", "paused", "restarting") and (item.get("Names") or ["/"])[0].lstrip("/") not in names
+            if item.get("State") in ("running", "paused", "restarting") and name_in(item) not in names
         ]
         total = int(engine.call("asking for its memory", "info").get("MemTotal") or 0)
         need = options["memory"] * len(instances)
@@ -618,8 +267,9 @@ class DockerProvider:
         differs = [key for key in (NAME, RELEASE, SLOT, LEDGER, LABEL + "hash", LABEL + "image") if labels.get(key) != wanted[key]]
         if differs:
             raise RefusedError(
-                f"container {instance.name} on engine {engine.name}", f"the name is taken by one whose {differs[0]} is {labels.get(differs[0], 'missing')}, "
-                f"not {wanted[differs[0]]}", "Release under another number, or remove that container yourself if nobody needs it",
+                f"container {instance.name} on engine {engine.name}",
+                f"its {differs[0]} is {labels.get(differs[0]) or '(none)'}, not {wanted[differs[0]] or '(none)'}",
+                "Release under another number, or remove that container yourself if nobody needs it",
             )
         return str(found["Id"])
 
@@ -673,7 +323,8 @@ class DockerProvider:
             return self._by_name[instance.host]
         except KeyError:
             raise RefusedError(
-                instance.name, f"it lives on engine {instance.host}, which is not in fleet_docker.hosts", "Put the engine back until its instances are gone",
+                instance.name, f"it lives on engine {instance.host}, which is not in fleet_docker.hosts",
+                "Put the engine back until its instances are gone",
             ) from None
 
     def _by_engine(self, instances: Sequence[Instance]) -> List[Tuple[Engine, List[Instance]]]:
@@ -699,10 +350,10 @@ class DockerProvider:
                 if not item.id:
                     raise RefusedError(item.name, "it was planned but never observed, so its id is not known", "Observe the fleet first")
                 now = seen.get(item.id)
-                if now and (now.release, now.marker.get(LEDGER)) != (item.release, item.marker.get(LEDGER)):
+                if now and said_by(now) != said_by(item):
                     raise RefusedError(
-                        f"container {now.name} on engine {engine.name}", f"its marker says release {now.release} of ledger {now.marker.get(LEDGER) or '(none)'}, "
-                        f"not release {item.release} of ledger {item.marker.get(LEDGER) or '(none)'}", "It belongs to somebody else and was not touched",
+                        f"container {now.name} on engine {engine.name}", f"its marker says {said_by(now)}, not {said_by(item)}",
+                        "It belongs to somebody else and was not touched",
                     )
                 if now:
                     found.append((engine, now))
@@ -712,7 +363,7 @@ class DockerProvider:
         seen = {(item.host, item.name): item for fleet in sorted({item.fleet for item in instances}) for item in self.observe(fleet)}
         lost = [item.name for item in instances if (item.host, item.name) not in seen]
         if lost:
-            raise RefusedError(", ".join(lost), "vanished right after the start", "See who removes containers on this engine, then run again")
+            raise RefusedError(", ".join(lost), "vanished right after the start", "See who removes containers there, then run again")
         return tuple(seen[(item.host, item.name)] for item in instances)
 
     def _image(self, engine: Engine, blueprint: Blueprint) -> Optional[Dict[str, Any]]:
@@ -735,7 +386,8 @@ class DockerProvider:
         subnet, ip_range = (configs[0].get("Subnet", ""), configs[0].get("IPRange", "")) if configs else ("", "")
         if (subnet, ip_range) != (str(engine.subnet), str(engine.ip_range)):
             raise RefusedError(
-                f"network {name} on engine {engine.name}", f"it has subnet {subnet or 'none'} and ip_range {ip_range or 'none'}, not {engine.subnet} and {engine.ip_range}",
+                f"network {name} on engine {engine.name}",
+                f"it has subnet {subnet or 'none'} and ip_range {ip_range or 'none'}, not {engine.subnet} and {engine.ip_range}",
                 "Set fleet_docker.network to another name, or fleet_docker.subnet and ip_range to what it has" if ip_range else
                 "Without an ip_range other containers get the fleets' addresses: set fleet_docker.network to another name",
             )
@@ -747,7 +399,8 @@ class DockerProvider:
         pool = {"Subnet": str(engine.subnet), "IPRange": str(engine.ip_range), "Gateway": str(next(engine.subnet.hosts()))}
         ipam = {"Driver": "default", "Config": [pool]}
         try:
-            engine.call(f"creating network {name}", "create_network", name, driver="bridge", ipam=ipam, check_duplicate=True, labels={LABEL + "network": name})
+            labels = {LABEL + "network": name}
+            engine.call(f"creating network {name}", "create_network", name, driver="bridge", ipam=ipam, check_duplicate=True, labels=labels)
         except Refusal as error:
             if error.status != 409:  # somebody else was quicker
                 raise
@@ -760,11 +413,12 @@ class DockerProvider:
         labels = {NAME: fleet, RELEASE: str(release), LEDGER: blueprint.ledger, LABEL + "volume": name}
         made = engine.call(f"creating volume {name}", "create_volume", name, labels=labels)
         if any((made.get("Labels") or {}).get(key) != value for key, value in labels.items()):
-            raise RefusedError(f"volume {name} on engine {engine.name}", "it exists and is not of this release", "Remove it yourself if nobody needs it, or release under another number")
+            remedy = "Remove it yourself if nobody needs it, or release under another number"
+            raise RefusedError(f"volume {name} on engine {engine.name}", "it exists and is not of this release", remedy)
         self._remove_helper(engine, name)
         config = {
             "Image": blueprint.image.digest, "Cmd": ["-"], "Labels": {LABEL + "volume": name},
-            "HostConfig": {"NetworkMode": "none", "Mounts": [{"Type": "volume", "Source": name, "Target": SECRETS, "VolumeOptions": {"NoCopy": True}}]},
+            "HostConfig": {"NetworkMode": "none", "Mounts": [dict(mount_of(name, SECRETS, False), VolumeOptions={"NoCopy": True})]},
         }
         helper = engine.call(f"writing secrets of {name}", "create_container_from_config", config, name=f"{name}-secrets")["Id"]
         try:
@@ -798,12 +452,18 @@ class DockerProvider:
             return int(who), int(group)
         account = account_in(table("/etc/passwd"), who)
         if not account and not who.isdigit():
-            raise RefusedError(f"user {who}", "the image has no such user in /etc/passwd", "Name a user that the image has, or a number, in fleet_docker.user")
+            remedy = "Name a user that the image has, or a number, in fleet_docker.user"
+            raise RefusedError(f"user {who}", "the image has no such user in /etc/passwd", remedy)
         uid, gid = (int(account[2]), int(account[3])) if account else (int(who), 0)
         if group:
             row = account_in(table("/etc/group"), group)
             gid = int(row[2]) if row else int(group) if group.isdigit() else gid
         return uid, gid
+
+
+def said_by(instance: Instance) -> str:
+    """The part of a marker that says whose the instance is, in words."""
+    return f"fleet {instance.fleet}, release {instance.release}, ledger {instance.marker.get(LEDGER) or '(none)'}"
 
 
 def settled_of(blueprint: Blueprint) -> Dict[str, Any]:

@@ -1,0 +1,264 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""One Docker engine: where it is, how to connect to it, and its errors in our words."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import sys
+from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
+
+from .._concurrency import LIMIT
+from .._errors import InvalidError, RefusedError, UnreachableError
+from .._model import Instance
+from ._docker_container import NAME, registry_of, seen_in
+from ._docker_options import subnet_of
+
+try:
+    import docker as sdk
+    from docker.context import ContextAPI
+    from docker.errors import APIError, DockerException, TLSParameterError
+    from docker.tls import TLSConfig
+    from requests.exceptions import RequestException
+except ImportError:
+    sdk = None  # type: ignore[assignment]
+
+TIMEOUT = 60
+LOOPBACK = ("local", "localhost", "ip6-localhost")
+
+
+def required_sdk() -> None:
+    if sdk is None:
+        raise RefusedError("the docker provider", f"{sys.executable} has no docker SDK", f"Run: {sys.executable} -m pip install docker")
+
+
+def sites(options: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """The engines of settled options, each with the settings that hold for it. Raises InvalidError where two have one name."""
+    shared = {key: options[key] for key in ("tls", "network", "subnet", "ip_range", "publish_address") if key in options}
+    found = [dict(shared, **host) for host in options.get("hosts") or [dict(found_by_client())]]
+    for site in found:
+        site.setdefault("name", home_of(site["url"]))
+    names = [site["name"] for site in found]
+    for name in names:
+        if names.count(name) > 1:
+            words = f"{names.count(name)} engines are named '{name}'; give each a name of its own: {{url, name}}"
+            raise InvalidError([f"fleet_docker.hosts: {words}"])
+    return found
+
+
+def found_by_client() -> Dict[str, Any]:
+    """The engine that the docker client finds: DOCKER_HOST with its TLS settings, else the current context, else the usual socket."""
+    url = os.environ.get("DOCKER_HOST")
+    if url:
+        folder = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+        if not (os.environ.get("DOCKER_TLS_VERIFY") or os.environ.get("DOCKER_CERT_PATH")):
+            return {"url": url}
+        files = {"ca_path": "ca.pem", "client_cert": "cert.pem", "client_key": "key.pem"}
+        tls: Dict[str, Any] = {key: os.path.join(folder, file) for key, file in files.items()}
+        return {"url": url, "tls": dict(tls, validate_certs=bool(os.environ.get("DOCKER_TLS_VERIFY")))}
+    try:
+        context = ContextAPI.get_context()
+    except Exception as error:  # whatever a broken context file makes the SDK raise
+        remedy = "Set fleet_docker.hosts, or run: docker context use default"
+        raise RefusedError("the docker client's context", str(error), remedy) from error
+    if context is None or not context.Host or context.Host.startswith("npipe"):
+        return {"url": "unix:///var/run/docker.sock"}
+    material = getattr(context, "TLSConfig", None)
+    if not material:
+        return {"url": context.Host.replace("http+unix://", "unix://")}
+    cert, key = material.cert or ("", "")
+    tls = {"ca_path": material.ca_cert, "client_cert": cert, "client_key": key, "validate_certs": bool(material.verify)}
+    return {"url": context.Host, "tls": tls}
+
+
+def home_of(url: str) -> str:
+    """The host that an engine's URL leads to, `local` for this machine."""
+    if url.startswith("unix://"):
+        return "local"
+    host = re.sub(r"^[a-z+]+://(?:[^@/]*@)?", "", url).split("/")[0]
+    host = host[1:host.index("]")] if host.startswith("[") else host.rsplit(":", 1)[0] if host.count(":") == 1 else host
+    return "local" if is_here(host) else host
+
+
+def is_here(host: str) -> bool:
+    """True for a name or address of this machine: one that a socket can be bound to."""
+    if host in LOOPBACK:
+        return True
+    for address in resolved(host):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.bind((address, 0))
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def resolved(host: str) -> List[str]:
+    """The addresses of a host, none where the name is not known here."""
+    try:
+        return sorted({str(item[4][0]) for item in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)})
+    except OSError:
+        return []
+
+
+def same_place(home: str, balancer: str) -> bool:
+    """True where the balancer's address is the engine's own host."""
+    if home == "local" or is_here(balancer):
+        return home == "local" and is_here(balancer)
+    return home == balancer or bool(set(resolved(home)) & set(resolved(balancer)))
+
+
+class Engine:
+    """One Docker engine: its client, and its errors in our words."""
+
+    def __init__(self, site: Mapping[str, Any], registry: Optional[Mapping[str, Any]]) -> None:
+        self.url: str = site["url"]
+        self.name: str = site["name"]
+        self.home = home_of(self.url)
+        self.network: Optional[str] = site.get("network")
+        self.subnet, self.ip_range = subnet_of(site)
+        self.publish_address: Optional[str] = site.get("publish_address")
+        self.registry = registry
+        tls = self._tls(site["tls"]) if site.get("tls") and self.url.startswith("tcp://") else False
+        try:
+            self.client: Any = sdk.APIClient(
+                base_url=self.url, tls=tls, timeout=TIMEOUT, version="auto", num_pools=LIMIT, max_pool_size=LIMIT,
+                use_ssh_client=self.url.startswith("ssh://"),
+            )
+        except (DockerException, RequestException, OSError, ValueError) as error:
+            self._fail("connecting", error)
+
+    def _tls(self, tls: Mapping[str, Any]) -> Any:
+        for key in ("ca_path", "client_cert", "client_key"):
+            path = tls.get(key)
+            if path and not os.access(path, os.R_OK):
+                state = "cannot be read" if os.path.exists(path) else "does not exist"
+                raise InvalidError([f"fleet_docker.tls.{key}: {path} {state}; name the PEM file for engine {self.name}"])
+        pair = (tls["client_cert"], tls["client_key"]) if tls.get("client_cert") else None
+        try:
+            return TLSConfig(client_cert=pair, ca_cert=tls.get("ca_path"), verify=tls.get("validate_certs", True))
+        except TLSParameterError as error:
+            raise InvalidError([f"fleet_docker.tls: {error.msg}"]) from error
+
+    def call(self, doing: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """client.method(...), with RefusedError and UnreachableError for what it raises. `doing` says it in words."""
+        try:
+            return getattr(self.client, method)(*args, **kwargs)
+        except (DockerException, RequestException, OSError) as error:
+            self._fail(doing, error)
+
+    def maybe(self, doing: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Like `call`, but None where the engine does not know the object."""
+        try:
+            return getattr(self.client, method)(*args, **kwargs)
+        except (DockerException, RequestException, OSError) as error:
+            if isinstance(error, APIError) and error.status_code == 404:
+                return None
+            self._fail(doing, error)
+
+    def _fail(self, doing: str, error: BaseException) -> NoReturn:
+        what = f"engine {self.name}, {doing}"
+        if isinstance(error, APIError) and error.status_code is not None:
+            said = str(error.explanation or error).strip()
+            raise Refusal(what, said, remedy_for(said), error.status_code) from error
+        cause, remedy = why(self.url, error)
+        raise UnreachableError(f"{what} ({self.url})", cause, remedy) from error
+
+    def containers(self, fleet: Optional[str] = None) -> List[Dict[str, Any]]:
+        """All containers in the engine's short form, stopped ones included; with `fleet` only those that carry its name."""
+        filters = {"label": [f"{NAME}={fleet}"]} if fleet else None
+        return list(self.call("listing containers", "containers", all=True, filters=filters))
+
+    def instances(self, fleet: str) -> Tuple[Instance, ...]:
+        return tuple(seen for seen in (seen_in(item, self.name) for item in self.containers(fleet)) if seen)
+
+    def credentials(self, reference: str) -> Optional[Dict[str, str]]:
+        """What `registry` says for this image's registry; None leaves it to the docker client's own configuration."""
+        if not self.registry or not self.registry.get("username"):
+            return None
+        server = str(self.registry.get("server") or "docker.io")
+        if registry_of(reference) != server:
+            return None
+        return {"username": self.registry["username"], "password": self.registry["password"], "serveraddress": server}
+
+
+class Refusal(RefusedError):
+    """An engine's no, with the status it answered."""
+
+    def __init__(self, what: str, cause: str = "", remedy: str = "", status: int = 0) -> None:
+        super().__init__(what, cause, remedy)
+        self.status = status
+
+
+_REMEDIES = (
+    (r"port is already allocated|bind.*address already in use", "Something else has this port: change fleet_docker.publish_ports"),
+    (r"address already in use", "Another container took this address: run again, a free one is chosen then"),
+    (r"pool overlaps", "Set fleet_docker.subnet to a network that is free on this engine"),
+    (
+        r"no such image|pull access denied|manifest.*unknown|not found: manifest",
+        "Check the image's name, build or pull it on this engine, or set fleet_docker.registry",
+    ),
+    (r"unauthorized|authentication required|denied", "Check fleet_docker.registry, or log in with docker login"),
+    (r"no space left", "Free space on the engine, e.g. with docker system prune"),
+    (r"unable to find user|unknown user", "Name a user that the image has, or a number, in fleet_docker.user"),
+    (r"executable file not found|no such file or directory.*exec|exec.*no such file", "Check the image's command, or fleet_docker.command"),
+    (r"logging driver|log driver|log opt", "Check fleet_docker.log_driver and fleet_docker.log_options"),
+    (r"minimum memory|memory limit", "Raise fleet_docker.memory"),
+    (r"cpus available", "Lower fleet_docker.cpus"),
+    (r"bind source path does not exist|invalid mount", "Check fleet_docker.mounts; the source must exist on the engine's host"),
+    (r"ulimit", "Check fleet_docker.ulimits"),
+)
+
+
+def remedy_for(said: str) -> str:
+    """What to do about an engine's words, empty where they say it themselves."""
+    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, said, re.IGNORECASE)), "")
+
+
+def why(url: str, error: BaseException) -> Tuple[str, str]:
+    """Cause and remedy of a missing answer, from whatever is wrapped within the error."""
+    inside = list(_within(error))
+    path = url[len("unix://"):] if url.startswith("unix://") else ""
+    for item in inside:
+        if isinstance(item, ssl.SSLError) or "SSLError" in type(item).__name__:
+            remedy = "Check fleet_docker.tls: the CA of the engine's certificate, and a client certificate that the engine accepts"
+            return f"TLS failed: {item}", remedy
+    for item in inside:
+        if isinstance(item, PermissionError):
+            remedy = "Add this user to the group that owns the socket and log in again, or name another engine in fleet_docker.hosts"
+            return f"permission denied on {path}", remedy
+        if isinstance(item, FileNotFoundError):
+            remedy = "Start the Docker engine (systemctl start docker), or name the engine in fleet_docker.hosts"
+            return (f"there is no socket {path}" if path else str(item)), remedy
+        if isinstance(item, ConnectionRefusedError):
+            remedy = "Start the Docker engine there (systemctl start docker), and check the address in fleet_docker.hosts"
+            return "connection refused", remedy
+        if isinstance(item, socket.gaierror):
+            return "its host name is not known here", "Check the address in fleet_docker.hosts"
+        if isinstance(item, NameError) or "paramiko" in str(item):
+            return f"{sys.executable} lacks what ssh needs", f"Run: {sys.executable} -m pip install 'docker[ssh]'"
+    text = str(error)
+    if "imed out" in text:
+        return f"no answer within {TIMEOUT} s", "Check that the engine's host is up and not overloaded (docker info there)"
+    if url.startswith("ssh://"):
+        return text, f"Try: ssh {url} docker version (keys and known_hosts must be in place, since nobody can be asked)"
+    if "client sent an HTTP request to an HTTPS server" in text or "malformed HTTP" in text:
+        return "the engine wants TLS", "Set fleet_docker.tls"
+    return text, "Check that the engine runs there: docker info"
+
+
+def _within(error: object, depth: int = 0) -> Iterator[BaseException]:
+    if isinstance(error, BaseException) and depth < 8:
+        yield error
+        for inner in (*error.args, error.__cause__, error.__context__, getattr(error, "reason", None)):
+            if inner is not error:
+                yield from _within(inner, depth + 1)
