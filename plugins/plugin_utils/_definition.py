@@ -180,8 +180,7 @@ def define(
     found += unknown(raw, OWN)
     values = {key: _value(key, raw.get(key), spec, found) for key, spec in SPEC.items()}
     if not _is_set(raw.get("fleet_name")):
-        spec = SPEC["fleet_name"] | {"required": True, "remedy": "set fleet_name, as the host's name cannot be one"}
-        values["fleet_name"] = _value("fleet_name", name, spec, found)
+        values["fleet_name"] = _value("fleet_name", name, SPEC["fleet_name"] | {"required": True}, found)
     provider = values["fleet_provider"]
     checks = _check_list(values["fleet_checks"], found)
     options = _provider_mistakes(provider, values, found)
