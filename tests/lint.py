@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,14 +27,13 @@ BUILD = ROOT / "build" / "lint"
 COPY = BUILD / "ansible_collections" / "phoenix" / "fleet"
 BIN = Path(sys.executable).parent
 HOME = ROOT / "build" / "home"
-PIP = "24.2"  # what ansible-test 2.19 and 2.20 put into their environments
 
 # ansible-test makes an environment for each test and fetches a script for that from a host of its own. In its cache the
 # script is not fetched, and this one does the same with the wheel from PyPI beside it.
-GET_PIP = f"""\
+GET_PIP = """\
 import os, sys
 here = os.path.dirname(os.environ["GET_PIP"])
-sys.path.insert(0, os.path.join(here, "pip-{PIP}-py3-none-any.whl"))
+sys.path.insert(0, os.path.join(here, "pip-VERSION-py3-none-any.whl"))
 from pip._internal.cli.main import main
 wanted = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]
 sys.exit(main(["install", "--force-reinstall", "--no-index", "--find-links", here] + wanted))
@@ -94,11 +95,13 @@ def copy_files() -> None:
 
 
 def prepare_ansible_test() -> None:
+    source = Path(sysconfig.get_path("purelib"), "ansible_test", "_internal", "python_requirements.py").read_text()
+    version = re.findall(r"\bpip='([\d.]+)'", source)[0]
     cache = HOME / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
-    if not list(cache.glob("pip-*.whl")):
-        subprocess.run([sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", cache, f"pip=={PIP}"], check=True)
-    (cache / f"get_pip_{PIP.replace('.', '_')}.py").write_text(GET_PIP)
+    if not (cache / f"pip-{version}-py3-none-any.whl").exists():
+        subprocess.run([sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", cache, f"pip=={version}"], check=True)
+    (cache / f"get_pip_{version.replace('.', '_')}.py").write_text(GET_PIP.replace("VERSION", version))
 
 
 def judge(name: str, folder: Path, commands: list[str]) -> bool:
