@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import CACHE, HERE, ROOT, Balancer, Engine, inventory, isolated, run, until
+from lab import CACHE, HERE, INSIDE, ROOT, Balancer, Engine, LabError, inventory, isolated, run, until
 
 sys.path.insert(0, str(HERE.parent))
 from load import Load
@@ -75,9 +75,11 @@ def release(arguments: list[str], folder: Path) -> tuple[float, float, dict[str,
     """Runs one release: the seconds it took, the peak memory of its largest process in MB, and the seconds of its parts.
 
     A program that prints a JSON object of its phases is timed by its last phase, without the start of its interpreter.
-    Parts of a playbook are its tasks, timed by when their names appear. A failure ends the benchmark with what was said.
+    Parts of a playbook are its tasks, timed by when their names appear. Raises LabError with what was said.
     """
-    said, parts, task = [], {}, ""
+    said: list[str] = []
+    parts: dict[str, float] = {}
+    task = ""
     last = begin = time.monotonic()
     process = subprocess.Popen(arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
@@ -91,7 +93,7 @@ def release(arguments: list[str], folder: Path) -> tuple[float, float, dict[str,
     process.returncode = os.waitstatus_to_exitcode(status)
     whole = time.monotonic() - begin
     if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)}")
+        raise LabError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)}")
     if said and said[-1].startswith("{"):
         parts = json.loads(said[-1])
     return whole, usage.ru_maxrss / 1024, parts
@@ -101,28 +103,30 @@ def measure(method: str, size: int, runs: int, engine: Engine, folder: Path, ref
     """Releases again and again, the two images in turn; the first release, of an empty fleet, does not count."""
     static = ""
     if method == "swarm":  # serves nothing, so a container that is never replaced gets the requests: the machine has the same to do
-        static = f"backend web\n    server bystander {engine.start('nginx:even')[1]}:80\n"
+        static = f"backend web\n    server bystander {engine.start('nginx:even')[1]}:80 check\n"
     folder.mkdir()
-    balancer = Balancer(folder / "haproxy", *[static] if static else [])
-    inventory(folder, balancer, fleet_image="nginx:even", fleet_size=size, fleet_keep=0)
     measured = []
-    for number in range(1, runs + 2):
-        image = f"nginx:{('even', 'odd')[number % 2]}"
-        arguments = command(method, size, number, image, folder, references)
-        if number == 1:
-            release(arguments, folder)
-        else:
-            with Load(balancer.url, RATE) as load:
-                whole, peak, parts = release(arguments, folder)
-            counted = whole if method in ("fleet", "loops", "reference-loops") else max(parts.values())
-            told = load.result
-            measured.append(Measured(counted, whole, peak, told["sent"], told["failed"], told["failures"], parts))
-        expected = sorted([image] * size + ["nginx:even"] * bool(static))
-        until(lambda want=expected: sorted(engine.serving()) == want, f"{method}: nothing but {size} containers of {image}")
-        until(lambda: balancer.serving() == (1 if static else size), f"{method}: {size} servers in HAProxy")
-    balancer.end()
-    engine.clear()
+    with Balancer(folder / "haproxy", *[static] if static else []) as balancer:
+        inventory(folder, balancer, fleet_image="nginx:even", fleet_size=size, fleet_keep=0)
+        for number in range(1, runs + 2):
+            image = f"nginx:{('even', 'odd')[number % 2]}"
+            arguments = command(method, size, number, image, folder, references)
+            if number == 1:
+                release(arguments, folder)
+            else:
+                with Load(balancer.url, RATE) as load:
+                    whole, peak, parts = release(arguments, folder)
+                counted = whole if method in ("fleet", "loops", "reference-loops") else max(parts.values())
+                told = load.result
+                measured.append(Measured(counted, whole, peak, told["sent"], told["failed"], told["failures"], parts))
+            done(engine, balancer, [image] * size + ["nginx:even"] * bool(static), 1 if static else size)
     return measured
+
+
+def done(engine: Engine, balancer: Balancer, images: list[str], servers: int) -> None:
+    """All methods have the same to do: raises LabError unless exactly these containers run and so many servers take traffic."""
+    until(lambda: sorted(engine.serving()) == sorted(images), f"nothing but {len(images)} running containers of {images[0]}")
+    until(lambda: balancer.serving() == servers, f"{servers} servers in HAProxy")
 
 
 def summary(method: str, size: int, measured: list[Measured], limit: float) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def summary(method: str, size: int, measured: list[Measured], limit: float) -> d
         "median_s": round(median, 2),
         "min_s": round(min(seconds), 2),
         "max_s": round(max(seconds), 2),
-        "ratio": round(median / limit, 2) if limit else None,
+        "ratio": round(median / (limit or median), 2) if limit or method == "limit" else None,
         "sent": sum(m.sent for m in measured),
         "failed": sum(m.failed for m in measured),
         "served": method != "swarm",
@@ -143,13 +147,13 @@ def summary(method: str, size: int, measured: list[Measured], limit: float) -> d
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    lines = [f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'sent':>8} {'failed':>7} {'peak MB':>8}"]
-    for r in results:
-        name, spread, failed = METHODS[r["method"]], f"{r['min_s']:.2f} .. {r['max_s']:.2f}", r["failed"] if r["served"] else "-"
-        times = f"{r['median_s']:9.2f} {spread:>15} {r['ratio'] or '-':>8}"
-        lines.append(f"{name:27} {r['size']:4} {times} {r['sent']:8,} {failed:>7} {r['peak_mb']:8}")
-    return "\n".join(lines)
+HEADER = f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'sent':>8} {'failed':>7} {'peak MB':>8}"
+
+
+def line(r: dict[str, Any]) -> str:
+    name, spread, failed = METHODS[r["method"]], f"{r['min_s']:.2f} .. {r['max_s']:.2f}", r["failed"] if r["served"] else "-"
+    times = f"{r['median_s']:9.2f} {spread:>15} {r['ratio'] or '-':>8}"
+    return f"{name:27} {r['size']:4} {times} {r['sent']:8,} {failed:>7} {r['peak_mb']:8}"
 
 
 def machine() -> dict[str, Any]:
@@ -187,26 +191,33 @@ def main() -> int:
     methods, sizes = options.methods.split(","), [int(size) for size in options.sizes.split(",")]
     if options.references:
         methods += ["reference-limit", "reference-loops"]
+    references = os.path.abspath(options.references)
     if unknown := set(methods) - set(METHODS):
         parser.error(f"unknown method {', '.join(unknown)}")
 
     def inside(folder: Path) -> int:
         engine = Engine(folder)
-        results = []
+        results, mistakes = [], []
         for size in sizes:
             limit = 0.0
             for method in methods:
-                measured = measure(method, size, options.runs, engine, folder / f"{method}-{size}", os.path.abspath(options.references))
-                results.append(summary(method, size, measured, limit))
-                limit = limit or (results[-1]["median_s"] if method == "limit" else 0.0)
-                results[-1]["ratio"] = round(results[-1]["median_s"] / limit, 2) if limit else None
-                print(table(results[-1:]).splitlines()[-1], flush=True)
+                try:
+                    measured = measure(method, size, options.runs, engine, folder / f"{method}-{size}", references)
+                except LabError as error:
+                    mistakes.append(f"{method}, N = {size}: {error}")
+                    print(mistakes[-1], flush=True)
+                else:
+                    results.append(summary(method, size, measured, limit))
+                    limit = limit or results[-1]["median_s"] * (method == "limit")
+                    print(line(results[-1]), flush=True)
+                engine.clear()
+        report = {"rate": RATE, "machine": machine(), "results": results, "mistakes": mistakes}
         REPORT.parent.mkdir(exist_ok=True)
-        REPORT.write_text(json.dumps({"rate": RATE, "machine": machine(), "results": results}, indent=2) + "\n")
-        print(f"\n{table(results)}\n\nwritten to {REPORT.relative_to(ROOT)}")
-        return 0
+        REPORT.write_text(json.dumps(report, indent=2) + "\n")
+        print("", HEADER, *map(line, results), "", f"written to {REPORT.relative_to(ROOT)}", sep="\n")
+        return 1 if mistakes else 0
 
-    if "PHOENIX_BENCH_DIR" not in os.environ:
+    if INSIDE not in os.environ:
         prepare(methods)
     return isolated(inside)
 

@@ -77,20 +77,24 @@ frontend www
 """
 
 
+class LabError(Exception):
+    """Something of the lab, or a method in it, did not work; says what and what it said itself."""
+
+
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; a failure ends the program with what the command said."""
+    """Runs a command to its end; raises LabError with what the command said."""
     done = subprocess.run([str(word) for word in command], text=True, capture_output=True, **options)
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise LabError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Polls until the condition is truthy, and returns what it was."""
+    """Polls until the condition is truthy, and returns what it was. Raises LabError."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
-            raise SystemExit(f"not within {seconds:.0f} s: {what}")
+            raise LabError(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.05)
     return result
 
@@ -98,7 +102,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 def install() -> None:
     """Installs the packages that the lab needs and builds the nginx images' file system, where they are missing."""
     if os.geteuid():
-        raise SystemExit("An engine of one's own needs root: run it with sudo")
+        raise LabError("An engine of one's own needs root: run it with sudo")
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
     if packages:
         print(f"Installing {', '.join(packages)}")
@@ -127,7 +131,10 @@ def isolated(main: Callable[[Path], int]) -> int:
         run("mount", "-t", "tmpfs", "tmpfs", "/run")
         run("ip", "link", "set", "lo", "up")
         return main(Path(os.environ[INSIDE]))
-    install()
+    try:
+        install()
+    except LabError as error:
+        raise SystemExit(str(error)) from None
     folder = tempfile.mkdtemp(prefix="phoenix-bench-")
     command = ["unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, *sys.argv]
     process = subprocess.Popen(command, env=environment(folder), start_new_session=True, preexec_fn=die_with_parent)
@@ -139,10 +146,15 @@ def isolated(main: Callable[[Path], int]) -> int:
     finally:
         process.kill()
         process.wait()
-        until(lambda: shutil.rmtree(folder, ignore_errors=True) or not os.path.exists(folder), f"{folder} removed")
+        until(lambda: removed(folder), f"{folder} removed")
         for group in Path("/sys/fs/cgroup").glob(f"**/{CONTROL_GROUP}"):
             for path, _, _ in os.walk(group, topdown=False):
                 os.rmdir(path)
+
+
+def removed(folder: str) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not os.path.exists(folder)
 
 
 def die_with_parent() -> None:
@@ -159,7 +171,7 @@ class Engine:
     """A Docker engine at the default socket (ours: /run is), with the images nginx:even and nginx:odd in it, warm."""
 
     def __init__(self, folder: Path):
-        command = ["dockerd", "--data-root", folder / "engine", "--cgroup-parent", CONTROL_GROUP, "--log-level", "warn"]
+        command = ["dockerd", "--data-root", f"{folder}/engine", "--cgroup-parent", CONTROL_GROUP, "--log-level", "warn"]
         with open(folder / "dockerd.log", "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.api = until(self.connect, f"an engine; see {folder}/dockerd.log")
@@ -173,7 +185,7 @@ class Engine:
 
     def connect(self) -> docker.APIClient | None:
         if self.process.poll() is not None:
-            raise SystemExit(f"dockerd ended with {self.process.returncode}")
+            raise LabError(f"dockerd ended with {self.process.returncode}")
         try:
             api = docker.APIClient(timeout=120)
             api.ping()
@@ -189,7 +201,7 @@ class Engine:
         def listening() -> str:
             found = self.api.inspect_container(container)
             if found["State"]["Status"] != "running":
-                raise SystemExit(f"{image} ended: {self.api.logs(container).decode()}")
+                raise LabError(f"{image} ended: {self.api.logs(container).decode()}")
             address: str = found["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
             with socket.socket() as connection:
                 return "" if connection.connect_ex((address, 80)) else address
@@ -208,7 +220,7 @@ class Engine:
 
 
 class Balancer:
-    """A HAProxy in master-worker mode with a front end on loopback and an empty backend `web` in a file of its own."""
+    """While the block lasts: a HAProxy in master-worker mode, a front end on loopback, an empty backend `web` in its own file."""
 
     url = "http://127.0.0.1:8080/"
 
@@ -247,7 +259,10 @@ class Balancer:
         rows = [line.split(",") for line in self.ask("show stat web 4 -1").splitlines()[1:] if line]
         return sum(row[17].startswith("UP") and row[18] != "0" for row in rows)
 
-    def end(self) -> None:
+    def __enter__(self) -> Balancer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
 
