@@ -1,0 +1,624 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""From the world to the goal: `plan`, a pure function, for every verb and for whatever a crashed run has left.
+
+It thinks in three strides. **Settle**: which release is to be live, after a run that did not end? **Aim**: which instances are to
+serve, and which are kept? **Wave**: the steps from what is seen to the aim. All verbs share the third, so an act is safe for all or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import count, islice
+
+from ..module_utils._errors import InvalidError, RefusedError
+from ..module_utils._model import Definition, Entry, Goal, History, Instance, Plan, Release, Server, Step, World
+from ._placement import places, reservation
+from ._scene import LIVE, Scene, runs
+
+KINDS = (
+    "create", "start", "check", "stage", "gate", "commit", "switch", "watch", "drain", "quiet", "deregister", "retire", "stop", "destroy",
+)
+"""The kinds of steps in the order in which a wave carries them out, each at most once.
+
+create, start, check, stop, destroy carry `instances`; stage, switch, drain, deregister carry in `servers` all that the backend
+shall have from then on; gate and watch carry the servers that must be up, quiet those that must be idle; commit and retire are
+records and carry `release`.
+"""
+
+MELTDOWN_COUNT = 5
+MELTDOWN_SHARE = 0.2
+"""So many, and so large a share of a fleet, do not fail by themselves: the cause lies elsewhere (facts: peers.md, BOSH's resurrector)."""
+
+Waves = tuple[tuple[Step, ...], ...]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What shall be true when a plan is carried out.
+
+    wanted are the instances of `live` that serve; unproven are those among them that must pass checks and gate first. keep are the
+    releases whose instances stay as standby, inspect is one whose instances stay as they are. unserved is a release that was
+    never given traffic: its instances may go even while a balancer is silent.
+    """
+
+    live: int
+    wanted: tuple[Instance, ...] = ()
+    unproven: frozenset[str] = frozenset()
+    keep: frozenset[int] = frozenset()
+    inspect: int = 0
+    unserved: int = 0
+    commit: bool = False
+    retire: bool = False
+
+
+def plan(definition: Definition, world: World, history: History, goal: Goal) -> Plan:
+    """The plan for a goal, or, where a former run must be put right first, the plan for that alone, with `again` set.
+
+    No waves: the goal holds. Same arguments, same plan; linear in the number of instances and servers. Raises InvalidError for a
+    goal that makes no sense, and RefusedError, with the remedy, where acting could hurt: `hold`, somebody else's instances, servers or
+    backend, a silent balancer, no place left, a meltdown, a release to go back to that does not exist or was rejected.
+    """
+    _refuse_goal(definition, goal)
+    scene = Scene(definition, world, history)
+    _refuse_strangers(scene, goal)
+    if goal.verb != "abort" and (adoption := _adoption(scene, goal)):
+        return adoption
+    live, settled = _settle(scene, goal)
+    if settled is not None:
+        return settled
+    if goal.verb == "abort":
+        return Plan("abort", live, live, reasons=("nothing is left to undo",))
+    _refuse_silence(scene, goal)
+    return _GOALS[goal.verb](scene, live, goal)
+
+
+# Refusals
+
+def _refuse_goal(definition: Definition, goal: Goal) -> None:
+    mistakes = []
+    if goal.verb not in _GOALS and goal.verb != "abort":
+        mistakes.append(f"verb: '{goal.verb}' is unknown; known are {', '.join(_GOALS)} and abort")
+    if goal.verb == "release" and goal.image is None:
+        mistakes.append("image: missing; a release needs one")
+    if goal.verb == "scale" and goal.size < 1:
+        mistakes.append(f"scale_size: {goal.size} is too small; at least 1 (to take the fleet away, use the playbook retire)")
+    if mistakes:
+        raise InvalidError(mistakes)
+    if definition.hold and goal.verb != "abort":
+        raise RefusedError(f"fleet {definition.name}", f"it is on hold: {definition.hold}", "Remove fleet_hold to let changes through")
+    if definition.strategy != "blue_green" and goal.verb in ("release", "rollback"):
+        cause = f"strategy {definition.strategy} is not planned by this version"
+        raise RefusedError(f"fleet {definition.name}", cause, "Set fleet_strategy: blue_green")
+
+
+_ADOPT = "If this fleet is to be taken over from it, add -e fleet_adopt=true"
+
+
+def _refuse_strangers(scene: Scene, goal: Goal) -> None:
+    name, history = scene.definition.name, scene.history
+    for balancer in scene.answering:
+        head = balancer.head
+        if head and head.fleet and head.fleet != name:
+            cause = f"its backend belongs to fleet {head.fleet}"
+            raise RefusedError(f"balancer {balancer.host}", cause, "Set fleet_backend to a backend of its own")
+        if scene.definition.adopt or not head:
+            continue
+        if head.ledger and head.ledger != history.ledger:
+            cause = f"fleet {name} belongs to ledger {head.ledger} there, and this is {history.ledger or 'none yet'}"
+            raise RefusedError(f"balancer {balancer.host}", cause, _ADOPT)
+        if head.fence > history.fence:
+            raise RefusedError(
+                f"balancer {balancer.host}", f"run {head.fence} of fleet {name} was there, and this ledger knows only {history.fence}",
+                f"It is an old copy: use the newest. {_ADOPT}",
+            )
+    if scene.definition.adopt or goal.verb == "abort":
+        return
+    if scene.strangers:
+        host, server = scene.strangers[0]
+        raise RefusedError(
+            f"balancer {host}",
+            f"the backend of fleet {name} has somebody else's servers, such as {server.name} ({server.address}:{server.port})",
+            "Remove them or set fleet_backend; to let the fleet replace them, add -e fleet_adopt=true",
+        )
+    if scene.foreign:
+        item = scene.foreign[0]
+        owner = item.marker.get("phoenix.fleet.ledger") or "none"
+        raise RefusedError(f"instance {item.name} on {item.host}", f"it belongs to fleet {name} of another ledger ({owner})", _ADOPT)
+
+
+def _refuse_silence(scene: Scene, goal: Goal) -> None:
+    for host, error in scene.silent.items():
+        raise RefusedError(
+            f"balancer {host}", f"it cannot be reached ({error}), and may be serving what this {goal.verb} would take away",
+            "Bring it back, or take it out of fleet_balancers, and run again",
+        )
+
+
+# Settle: what a run that did not end means
+
+def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
+    """The release that is to be live, and the plan that puts a crashed run right, None where the goal's own plan does that as well."""
+    entry = scene.history.entry
+    if entry is None:
+        return scene.history.live, None
+    if entry.verb == "retire":
+        if "retire" in entry.records:
+            return 0, _forward(scene, goal, entry)
+        return entry.source, None if goal.verb == "retire" else _back(scene, goal, entry, served=True)
+    if entry.source == entry.target:
+        return scene.history.live, _give_up(scene, entry) if goal.verb == "abort" else None
+    committed = "commit" in entry.records or scene.is_weighted(entry.target)
+    if not committed:
+        return entry.source, _back(scene, goal, entry, served=False)
+    former, latter = scene.up_count(entry.source), scene.up_count(entry.target)
+    if "revert" in entry.records:
+        # Never reversed. With nothing to go back to, whatever the goal is must be able to repair it.
+        if former or not entry.source or goal.verb == "abort":
+            return entry.source, _back(scene, goal, entry, served=True)
+        return entry.source, None
+    row = scene.rows.get(entry.target)
+    if "retire" in entry.records or latter >= (row.size if row else 1):
+        return entry.target, _forward(scene, goal, entry)
+    if former and former >= latter:
+        return entry.source, _back(scene, goal, entry, served=True)
+    if not entry.source and goal.verb == "abort":
+        return 0, _back(scene, goal, entry, served=True)
+    # Neither is whole, and the predecessor is no better: the goal goes on from here, so that a fix can always be released.
+    return entry.target, None
+
+
+def _forward(scene: Scene, goal: Goal, entry: Entry) -> Plan:
+    """Complete what was committed: nothing is made, since the release is whole (or there is no way back)."""
+    row = scene.rows.get(entry.target)
+    wanted = _best(scene, entry.target, row.size if row else 0)
+    aim = Aim(
+        entry.target, wanted, keep=_standbys(scene, entry.target, entry.source) if entry.target else frozenset(),
+        commit=entry.verb != "retire" and "commit" not in entry.records, retire="retire" not in entry.records,
+    )
+    reason = f"r{entry.target} was committed and is up" if entry.target else f"the {entry.verb} had begun"
+    return _put_right(scene, goal, entry, aim, entry.verb, "live" if entry.target else "retired", f"{reason}: this completes it")
+
+
+def _back(scene: Scene, goal: Goal, entry: Entry, served: bool) -> Plan:
+    """The source serves as before, and what was made for the target goes. served: the target may have had traffic."""
+    listed = [name for name in scene.servers_of.get(entry.source, ()) if not served or entry.source == 0]
+    known = {item.name: item for item in scene.instances_of.get(entry.source, ())}
+    chosen = [known.get(name) or _as_listed(scene, name) for name in listed]
+    if served:
+        chosen += [item for item in known.values() if runs(item)]
+    rejected = frozenset({entry.target} if served and entry.target else ())
+    aim = Aim(
+        entry.source, tuple(chosen), keep=_standbys(scene, entry.source, without=rejected),
+        unproven=frozenset(item.name for item in chosen if served and not scene.is_listed(item.name)),
+        # The first release of a fleet is kept to be looked at; the next run takes it away.
+        inspect=0 if entry.source or chosen else entry.target, unserved=0 if served else entry.target,
+    )
+    where = f"back to r{entry.source}" if entry.source else "nothing was live before"
+    what = f"r{entry.target}" if entry.target else f"the {entry.verb}"
+    why = "it was committed, and is not up" if served and entry.target else "it was not committed"
+    if goal.verb == "abort" and goal.reason:
+        why = goal.reason
+    return _put_right(scene, goal, entry, aim, "abort", "failed", f"{what} did not end ({why}): {where}")
+
+
+def _give_up(scene: Scene, entry: Entry) -> Plan | None:
+    """Undo a scale or a heal: what serves stays, what was made and does not serve goes."""
+    members = scene.instances_of.get(entry.source, ())
+    wanted = tuple(item for item in members if (scene.serves(item.name) if scene.answering else runs(item)))
+    aim = Aim(entry.source, wanted, keep=_standbys(scene, entry.source))
+    reason = f"the {entry.verb} of r{entry.source} did not end: what serves stays"
+    return _put_right(scene, Goal("abort"), entry, aim, "abort", "failed", reason)
+
+
+def _put_right(scene: Scene, goal: Goal, entry: Entry, aim: Aim, verb: str, outcome: str, reason: str) -> Plan:
+    steps = _wave(scene, aim)
+    reasons = [reason]
+    for host, error in scene.silent.items():
+        reasons.append(f"balancer {host} cannot be reached ({error}): what it may still serve is left alone")
+    if scene.silent and not aim.unserved:
+        # Law 4. The weights move where somebody answers; all that ends something waits.
+        steps = tuple(step for step in steps if KINDS.index(step.kind) < KINDS.index("drain"))
+        if not steps:
+            if goal.verb != "abort":
+                _refuse_silence(scene, goal)
+            return Plan("abort", entry.source, entry.target, outcome, reasons=tuple(reasons))
+    elif not steps:
+        # Nothing is left to do, but the entry is still open: one act that changes nothing lets it be closed.
+        steps = (Step("deregister", servers=_listing(scene, aim, _numbered(scene, aim))) if scene.answering else Step("destroy"),)
+    return _plan(scene, verb, entry.source, entry.target, (steps,), aim, outcome=outcome, reasons=reasons, again=goal.verb != "abort")
+
+
+def _adoption(scene: Scene, goal: Goal) -> Plan | None:
+    """Take a fleet over whose history this ledger does not have: what is live is what the newest head says and a balancer serves."""
+    history = scene.history
+    heads = [(item.head.fence, item.head.live, item.host) for item in scene.answering if item.head]
+    if not scene.definition.adopt or not heads:
+        return None
+    known = all(item.head is None or (item.head.ledger == history.ledger and item.head.fence <= history.fence) for item in scene.answering)
+    if history.entry and known:
+        return None
+    _fence, live, host = max(heads)
+    if not live or (live == history.live and live in scene.rows) or not scene.is_weighted(live):
+        return None
+    _refuse_silence(scene, goal)
+    wanted = tuple(item for item in scene.instances_of.get(live, ()) if scene.serves(item.name))
+    marker = wanted[0].marker if wanted else {}
+    row = Release(
+        live, "open", wanted[0].image if wanted else "", wanted[0].image if wanted else "", marker.get("phoenix.fleet.hash", ""),
+        max(1, len(scene.servers_of[live])), revision=wanted[0].revision if wanted else "",
+    )
+    reason = f"takes over r{live}, which is live by the head on {host}"
+    waves = ((Step("commit", release=live),),)
+    return _plan(scene, "adopt", history.live, live, waves, Aim(live, wanted), release=row, reasons=[reason], again=True)
+
+
+# Goals
+
+def _release(scene: Scene, live: int, goal: Goal) -> Plan:
+    assert goal.image is not None
+    row = _row(scene, live) if live else None
+    size, reasons = _size(scene, row)
+    if row and not goal.force and (row.digest, row.hash) == (goal.image.digest, goal.hash):
+        return _same(scene, row, size, reasons)
+    number = max(scene.history.next_release, max(scene.numbers_seen(), default=0) + 1)
+    new = Release(number, "open", goal.image.reference, goal.image.digest, goal.hash, size, revision=scene.definition.revision)
+    wanted = _filled(scene, new, ())
+    if row is None:
+        reasons = ["first release" if not scene.rows else "nothing is live", *reasons]
+    elif row.digest != goal.image.digest:
+        reasons = ["image changed" if row.image != goal.image.reference else f"{row.image} is another image now", *reasons]
+    else:
+        reasons = ["definition changed" if row.hash != goal.hash else "forced", *reasons]
+    return _replaced(scene, "release", live, new, wanted, reasons)
+
+
+def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
+    now = _row(scene, live, "rollback")
+    former = [row for row in _by_recency(scene, live) if row.status in ("standby", "retired")]
+    if goal.to == live:
+        return Plan("rollback", live, live, reasons=(f"r{live} is live",))
+    if goal.to:
+        row = scene.rows.get(goal.to)
+        known = ", ".join(f"r{item.number}" for item in former) or "none"
+        if row is None or row not in former:
+            cause = "no such release is recorded" if row is None else "it was rejected" if row.status == "failed" else f"it is {row.status}"
+            raise RefusedError(f"release r{goal.to} of fleet {scene.definition.name}", cause, f"Releases to go back to: {known}")
+    else:
+        later = [row.number for row in former if row.number > live]
+        if later:
+            others = ", ".join(str(row.number) for row in former)
+            reason = f"r{max(later)} was rolled back already; to go elsewhere, -e rollback_to= one of {others}"
+            return Plan("rollback", live, live, reasons=(reason,))
+        if not former:
+            raise RefusedError(f"fleet {scene.definition.name}", f"r{live} has no predecessor", "Release an earlier image instead")
+        row = former[0]
+    target = replace(row, size=now.size)
+    kept = [item for item in scene.instances_of.get(target.number, ()) if item.health != "unhealthy" and item.state != "restarting"]
+    chosen = _distinct(sorted(kept, key=lambda item: (not runs(item), item.slot)))[:target.size]
+    reasons = [f"back from r{live}", f"{len(chosen)} of {target.size} kept as standby"]
+    return _replaced(scene, "rollback", live, target, _filled(scene, target, chosen), reasons)
+
+
+def _scale(scene: Scene, live: int, goal: Goal) -> Plan:
+    row = _row(scene, live, "scale")
+    return _same(scene, row, goal.size, [f"size {row.size} -> {goal.size}"] if row.size != goal.size else [])
+
+
+def _heal(scene: Scene, live: int, goal: Goal) -> Plan:
+    if live:
+        row = _row(scene, live)
+        return _same(scene, row, row.size, [])
+    return _finished(scene, "heal", 0, None, Aim(0, keep=_standbys(scene, 0)), ["nothing is live: what failed is taken away"])
+
+
+def _retire(scene: Scene, live: int, goal: Goal) -> Plan:
+    waves = _waves(scene, Aim(0, retire=True)) if scene.ours or scene.sights or live else ()
+    return _plan(scene, "retire", live, 0, waves, Aim(0), outcome="retired", reasons=["the fleet is taken away, its history stays"])
+
+
+_GOALS: dict[str, Callable[[Scene, int, Goal], Plan]] = {
+    "release": _release, "rollback": _rollback, "scale": _scale, "heal": _heal, "retire": _retire,
+}
+
+
+def _replaced(scene: Scene, verb: str, live: int, new: Release, wanted: tuple[Instance, ...], reasons: list[str]) -> Plan:
+    """Another release takes over."""
+    keep = _standbys(scene, new.number, live)
+    aim = Aim(
+        new.number, wanted, frozenset(item.name for item in wanted if not scene.is_settled(item.name) or not scene.is_up(item.name)), keep,
+        commit=True, retire=bool(live or scene.sights),
+    )
+    kept = sorted(keep & (scene.instances_of.keys() | {live}))
+    reasons += [f"keeps {' and '.join(f'r{number}' for number in kept)} as standby"] if kept else []
+    waves = _waves(scene, aim)
+    gone = sorted({item.release for wave in waves for step in wave if step.kind == "destroy" for item in step.instances} - {new.number})
+    reasons += [f"takes away {' and '.join(f'r{number}' for number in gone)}"] if gone else []
+    return _plan(scene, verb, live, new.number, waves, aim, release=new, reasons=reasons)
+
+
+def _same(scene: Scene, row: Release, size: int, reasons: list[str]) -> Plan:
+    """The live release with `size` instances that are well: others are made, and what is broken or too many goes."""
+    members = scene.instances_of.get(row.number, ())
+    well = [item for item in members if _is_well(scene, item)]
+    chosen = _distinct(sorted(well, key=lambda item: _rank(scene, item)))
+    _refuse_meltdown(scene, row, len(chosen))
+    new = replace(row, size=size)
+    wanted = _filled(scene, new, chosen[:size])
+    unproven = frozenset(item.name for item in wanted if not scene.is_up(item.name))
+    aim = Aim(row.number, wanted, unproven, _standbys(scene, row.number), commit=size != row.size)
+    names, fit = {item.name for item in members}, {item.name for item in well}
+    reasons = reasons + [f"{item.name} is not well" for item in members if item.name not in fit]
+    reasons += [f"{name} has vanished" for name in scene.servers_of.get(row.number, ()) if name not in names]
+    return _finished(scene, "scale" if size != row.size else "heal", row.number, new, aim, reasons)
+
+
+def _finished(scene: Scene, verb: str, live: int, row: Release | None, aim: Aim, reasons: list[str]) -> Plan:
+    waves = _waves(scene, aim)
+    if not waves and scene.history.entry is not None:
+        waves = ((Step("deregister", servers=_listing(scene, aim, _numbered(scene, aim))) if scene.answering else Step("destroy"),),)
+        reasons = [*reasons, "a former run did not end, and left nothing to do"]
+    if waves and not reasons:
+        reasons = ["puts right what is not as it should be"]
+    return _plan(scene, verb, live, live, waves, aim, release=row, reasons=reasons if waves else [])
+
+
+def _size(scene: Scene, row: Release | None) -> tuple[int, list[str]]:
+    """The size of a release, and why: the definition's, unless a scale came after it."""
+    asked = scene.definition.size
+    if row is None or row.size == asked:
+        return asked, []
+    if row.definition.get("size") == asked:
+        return row.size, [f"keeps size {row.size} of the scale after fleet_size {asked} was set"]
+    return asked, [f"size {row.size} -> {asked}"]
+
+
+def _refuse_meltdown(scene: Scene, row: Release, well: int) -> None:
+    expected = row.size if scene.history.entry is None else sum(scene.serves(name) for name in scene.servers_of.get(row.number, ()))
+    down = expected - well
+    if down >= MELTDOWN_COUNT and down >= MELTDOWN_SHARE * expected:
+        raise RefusedError(
+            f"fleet {scene.definition.name}",
+            f"{down} of {expected} instances of r{row.number} are not well, and so many do not fail by themselves",
+            "Look for what they have in common (engine, network, a service they need); to replace them all, release with -e release_force=true",
+        )
+
+
+# Aim: which instances
+
+def _is_well(scene: Scene, item: Instance) -> bool:
+    """Fit to serve: it runs, is where the balancers think, and is not called down, or set aside by somebody's hand, by any of them."""
+    if not runs(item):
+        return False
+    sight = scene.sights.get(item.name)
+    if sight is None:
+        return True
+    if item.address and (item.address, item.port) != (sight.server.address, sight.server.port):
+        return False
+    if scene.history.entry is None:
+        return sight.up == sight.listed and not sight.aside
+    # A crashed run leaves servers that have no traffic, are set aside or not yet up: the gate judges them.
+    return sight.up == sight.listed or not sight.weighted
+
+
+def _rank(scene: Scene, item: Instance) -> tuple[bool, bool, int, str]:
+    return not scene.serves(item.name), not scene.is_up(item.name), item.slot, item.host
+
+
+def _best(scene: Scene, release: int, size: int) -> tuple[Instance, ...]:
+    """The running instances of a release, at most `size`, those that serve first."""
+    running = [item for item in scene.instances_of.get(release, ()) if runs(item)]
+    return tuple(_distinct(sorted(running, key=lambda item: _rank(scene, item)))[:size])
+
+
+def _distinct(instances: Iterable[Instance]) -> list[Instance]:
+    """The first of each name: two engines may each have one after a run that acted late."""
+    return list({item.name: item for item in reversed(list(instances))}.values())[::-1]
+
+
+def _filled(scene: Scene, row: Release, chosen: Iterable[Instance]) -> tuple[Instance, ...]:
+    """The chosen instances, and as many planned ones beside them as the release's size needs."""
+    definition, history = scene.definition, scene.history
+    chosen = list(chosen)
+    missing = row.size - len(chosen)
+    if missing <= 0:
+        return tuple(chosen)
+    used = {item.slot for item in scene.instances_of.get(row.number, ())}
+    used |= {scene.numbers(name)[1] for name in scene.servers_of.get(row.number, ())}
+    slots = islice((slot for slot in count(1) if slot not in used), missing)
+    port = int(row.definition.get("port", definition.port))
+    # A reservation of ours lapses when nothing bears its name any more and no crashed run may still make it.
+    held = {item.name for item in scene.ours} | scene.sights.keys()
+    keep_all = bool(history.entry or scene.silent)
+    taken = {key for key, name in history.reserved.items() if keep_all or name in held or scene.numbers(name) == (0, 0)}
+    for sight in scene.sights.values():
+        taken |= {sight.server.address, f"{sight.server.address}:{sight.server.port}"}
+    for item in scene.world.instances:
+        taken |= {item.address, f"{item.address}:{item.port}"}
+    found = places(definition.name, scene.world.pools, port, missing, (item.host for item in chosen), taken)
+    image = row.digest or row.image
+    made = [
+        Instance(f"{definition.name}-r{row.number}-{slot}", host, definition.name, row.number, slot, image, address, at, row.revision)
+        for slot, (host, address, at) in zip(slots, found, strict=True)
+    ]
+    return tuple(chosen + made)
+
+
+def _as_listed(scene: Scene, name: str) -> Instance:
+    """A server whose instance is not ours, or not there, as an instance: only its server is ever spoken of."""
+    server = scene.sights[name].server
+    release, slot = scene.numbers(name)
+    return Instance(name, "", scene.definition.name, release, slot, "", server.address, server.port, state="running")
+
+
+def _row(scene: Scene, live: int, verb: str = "") -> Release:
+    if not live:
+        raise RefusedError(f"fleet {scene.definition.name}", f"nothing is live that {verb} could work on", "Release first")
+    if live not in scene.rows:
+        raise RefusedError(f"release r{live} of fleet {scene.definition.name}", "it is live, and the ledger has no record of it", _ADOPT)
+    return scene.rows[live]
+
+
+def _by_recency(scene: Scene, live: int, former: int = 0) -> list[Release]:
+    """All releases that were live, but the one that is: the latest first."""
+    rows = [row for row in scene.history.releases if row.status in ("live", "standby", "retired") and row.number != live]
+    return sorted(rows, key=lambda row: (row.number == former, row.finished, row.number), reverse=True)
+
+
+def _standbys(scene: Scene, live: int, former: int = 0, without: frozenset[int] = frozenset()) -> frozenset[int]:
+    """The releases to keep beside `live`: the last `fleet_keep` that were live. Failed ones do not count."""
+    rows = [row.number for row in _by_recency(scene, live, former) if row.status != "retired" and row.number not in without]
+    return frozenset(rows[:scene.definition.keep])
+
+
+# Wave: the steps
+
+def _waves(scene: Scene, aim: Aim) -> Waves:
+    """One wave; before it, where room is needed, one that takes away what failed runs have left."""
+    steps = _wave(scene, aim)
+    if not any(step.kind == "create" for step in steps):
+        return (steps,) if steps else ()
+    wanted = {item.name for item in aim.wanted}
+    proven = {row.number for row in scene.history.releases if row.status in ("live", "standby")} | aim.keep | {aim.live, scene.history.live}
+    leftovers = tuple(item for item in scene.ours if item.release not in proven and item.name not in wanted | scene.sights.keys())
+    if not leftovers:
+        return (steps,)
+    gone = {(item.name, item.host) for item in leftovers}
+    *others, last = steps
+    rest = tuple(item for item in last.instances if (item.name, item.host) not in gone)
+    return (Step("destroy", instances=leftovers),), (*others, replace(last, instances=rest)) if rest else tuple(others)
+
+
+def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
+    """The steps from what is seen to the aim. A step that would change nothing is left out."""
+    ids = _numbered(scene, aim)
+    wanted = {item.name: item for item in aim.wanted}
+    leaving = [name for name in scene.sights if name not in wanted]
+    backend = bool(scene.answering)
+    unproven = [item for item in aim.wanted if item.name in aim.unproven]
+    create = [item for item in aim.wanted if item.state == "planned"]
+    start = [item for item in aim.wanted if item.state not in ("planned", "running")]
+    stage = backend and any(not scene.is_listed(name) for name in wanted)
+    switch = backend and any(not scene.is_settled(name) for name in wanted) or bool(wanted) and any(scene.serves(name) for name in leaving)
+    drain = [name for name in leaving if switch or not scene.is_idle(name)]
+    stop, destroy = _unwanted(scene, aim)
+    watched = [item for item in aim.wanted if item.name in aim.unproven or scene.is_up(item.name)]
+
+    def lines(items: Iterable[Instance]) -> tuple[Server, ...]:
+        return tuple(_server(scene, item, ids, LIVE) for item in items)
+
+    steps: list[Step | None] = [
+        Step("create", instances=tuple(create)) if create else None,
+        Step("start", instances=tuple(start)) if start else None,
+        Step("check", instances=tuple(unproven)) if unproven else None,
+        Step("stage", servers=_listing(scene, aim, ids, _staged)) if stage else None,
+        Step("gate", servers=lines(unproven)) if unproven and backend else None,
+        Step("commit", release=aim.live) if aim.commit else None,
+        Step("switch", servers=_listing(scene, aim, ids, _at_zero)) if switch else None,
+        Step("watch", servers=lines(watched)) if switch and watched else None,
+        Step("drain", servers=_listing(scene, aim, ids, _draining)) if drain else None,
+        Step("quiet", servers=tuple(_draining(scene, name) for name in sorted(drain, key=scene.numbers))) if drain else None,
+        Step("deregister", servers=_listing(scene, aim, ids)) if leaving else None,
+        Step("retire", release=aim.live) if aim.retire else None,
+        Step("stop", instances=stop) if stop else None,
+        Step("destroy", instances=destroy) if destroy else None,
+    ]
+    return tuple(step for step in steps if step is not None)
+
+
+def _unwanted(scene: Scene, aim: Aim) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
+    """What is stopped, and what is destroyed."""
+    serving = {(item.name, item.host) for item in aim.wanted}
+    stop: list[Instance] = []
+    destroy: list[Instance] = []
+    for item in scene.ours:
+        if (item.name, item.host) in serving or (aim.inspect and item.release == aim.inspect):
+            continue
+        if scene.silent and (item.release != aim.unserved or not aim.unserved):
+            continue
+        if item.release != aim.live and item.release in aim.keep:
+            if scene.definition.standby == "stopped" and item.state in ("running", "restarting"):
+                stop.append(item)
+        else:
+            destroy.append(item)
+    return tuple(stop), tuple(destroy)
+
+
+Manner = Callable[[Scene, str], Server]
+
+
+def _listing(scene: Scene, aim: Aim, ids: dict[str, int], leaving: Manner | None = None) -> tuple[Server, ...]:
+    """All that the backend shall have: the wanted servers, and, in the given manner, those that leave. Without one they are out."""
+    wanted = {item.name: item for item in aim.wanted}
+    made = [_server(scene, item, ids, 0 if leaving is _staged and not scene.serves(item.name) else LIVE) for item in aim.wanted]
+    if leaving is not None:
+        made += [leaving(scene, name) for name in scene.sights if name not in wanted]
+    return tuple(sorted(made, key=lambda server: (*scene.numbers(server.name), server.name)))
+
+
+def _server(scene: Scene, item: Instance, ids: dict[str, int], weight: int) -> Server:
+    sight = scene.sights.get(item.name)
+    if weight and not item.release and sight and sight.weight:
+        weight = sight.weight
+    address = item.address or (sight.server.address if sight else "")
+    return Server(item.name, address, item.port, ids[item.name], weight)
+
+
+def _staged(scene: Scene, name: str) -> Server:
+    """What leaves keeps its traffic until the others are proven, but where it does not run it never comes anew."""
+    sight = scene.sights[name]
+    release, _slot = scene.numbers(name)
+    goes_on = sight.weighted and (scene.is_listed(name) or name in scene.running or release == 0)
+    weight = (LIVE if release else sight.weight) if goes_on else 0
+    state = "ready" if goes_on or not sight.aside else "drain"
+    return Server(name, sight.server.address, sight.server.port, sight.server.id, weight, state)
+
+
+def _at_zero(scene: Scene, name: str) -> Server:
+    sight = scene.sights[name]
+    return Server(name, sight.server.address, sight.server.port, sight.server.id, 0, "ready" if sight.weighted else "drain")
+
+
+def _draining(scene: Scene, name: str) -> Server:
+    sight = scene.sights[name]
+    return Server(name, sight.server.address, sight.server.port, sight.server.id, 0, "drain")
+
+
+# The plan
+
+def _numbered(scene: Scene, aim: Aim) -> dict[str, int]:
+    """HAProxy's id of every server that the fleet has or will have: known ones keep theirs, new ones are above all that was ever seen."""
+    history = scene.history
+    ids = {item.name: history.servers[item.name] for item in scene.ours if item.name in history.servers}
+    ids.update((name, sight.server.id) for name, sight in scene.sights.items())
+    following = max([history.next_server - 1, *history.servers.values(), *ids.values()]) + 1
+    for item in aim.wanted:
+        if item.name not in ids:
+            ids[item.name] = following
+            following += 1
+    return ids
+
+
+def _reserved(scene: Scene, aim: Aim) -> dict[str, str]:
+    """`HOST KEY` -> name of all that the fleet holds, what a crashed run or a silent balancer may still hold included."""
+    held = {reservation(item, scene.pools): item.name for item in (*scene.ours, *aim.wanted) if item.host}
+    for key, name in scene.history.reserved.items():
+        if scene.numbers(name) != (0, 0) and (scene.history.entry or scene.silent or name in scene.sights):
+            held.setdefault(key, name)
+    held.pop("", None)
+    return held
+
+
+def _plan(
+    scene: Scene, verb: str, source: int, target: int, waves: Waves, aim: Aim, outcome: str = "live",
+    release: Release | None = None, reasons: Iterable[str] = (), again: bool = False,
+) -> Plan:
+    if not waves:
+        return Plan(verb, source, target, outcome, (), release, tuple(reasons), again)
+    ids = {name: number for name, number in _numbered(scene, aim).items() if scene.numbers(name) != (0, 0)}
+    return Plan(verb, source, target, outcome, waves, release, tuple(reasons), again, ids, _reserved(scene, aim))

@@ -1,0 +1,167 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""The world as the planner looks at it: indexed once, in time linear in its size. It says what is, never what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..module_utils._model import Balancer, Definition, History, Instance, Pool, Release, Server, World
+from ._placement import reservation
+
+LIVE = 100
+"""The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
+
+
+@dataclass
+class Sight:
+    """What all answering balancers together say of one server: on how many it is what."""
+
+    server: Server
+    listed: int = 0
+    up: int = 0
+    weighted: int = 0  # takes traffic: ready, with a weight
+    settled: int = 0  # exactly as a live server should be
+    aside: int = 0  # not in state ready
+    sessions: int = 0
+    weight: int = 0
+
+
+class Scene:
+    """A world seen by one ledger's planner.
+
+    ours are the fleet's instances that this ledger may touch, foreign those that carry another ledger's marker. Servers that bear
+    no name of this fleet's are release 0; strangers are those of them that were never ours to begin with.
+    """
+
+    def __init__(self, definition: Definition, world: World, history: History) -> None:
+        self.definition = definition
+        self.world = world
+        self.history = history
+        self.rows: dict[int, Release] = {row.number: row for row in history.releases}
+        self.pools: dict[str, Pool] = {pool.host: pool for pool in world.pools}
+        self.answering: tuple[Balancer, ...] = tuple(item for item in world.balancers if item.reachable)
+        self.silent: dict[str, str] = {item.host: item.error or "it gives no answer" for item in world.balancers if not item.reachable}
+        observed = {item.host for item in world.balancers}
+        self.silent.update({host: "it was not observed" for host in definition.balancers if host not in observed})
+        self._name = re.compile(rf"{re.escape(definition.name)}-r([1-9][0-9]*)-([1-9][0-9]*)")
+        self._index_servers()
+        self._index_instances()
+
+    def _index_servers(self) -> None:
+        self.sights: dict[str, Sight] = {}
+        self.servers_of: dict[int, list[str]] = {}
+        self.strangers: list[tuple[str, Server]] = []
+        for balancer in self.answering:
+            self.strangers += [(balancer.host, server) for server in balancer.strangers]
+            for server in (*balancer.servers, *(balancer.strangers if self.definition.adopt else ())):
+                self._see(server)
+
+    def _see(self, server: Server) -> None:
+        sight = self.sights.get(server.name)
+        if sight is None:
+            sight = self.sights[server.name] = Sight(server)
+            self.servers_of.setdefault(self.numbers(server.name)[0], []).append(server.name)
+        ready = server.state == "ready"
+        sight.listed += 1
+        sight.up += server.up
+        sight.weighted += ready and server.weight > 0
+        sight.settled += ready and server.weight == LIVE
+        sight.aside += not ready
+        sight.sessions += server.sessions
+        sight.weight = max(sight.weight, server.weight)
+
+    def _index_instances(self) -> None:
+        self.ours: list[Instance] = []
+        self.foreign: list[Instance] = []
+        self.instances_of: dict[int, list[Instance]] = {}
+        self.running: set[str] = set()
+        for item in sorted(self.world.instances, key=lambda item: (item.release, item.slot, item.host, item.id)):
+            if item.fleet != self.definition.name:
+                continue
+            if not self.is_ours(item):
+                self.foreign.append(item)
+                if not self.definition.adopt:
+                    continue
+            self.ours.append(item)
+            self.instances_of.setdefault(item.release, []).append(item)
+            if runs(item):
+                self.running.add(item.name)
+
+    def is_ours(self, instance: Instance) -> bool:
+        """Its marker names our ledger, or our ledger has adopted it: then it holds a reservation for just this name at just this place."""
+        if self.history.ledger and instance.marker.get("phoenix.fleet.ledger") == self.history.ledger:
+            return True
+        key = reservation(instance, self.pools)
+        return bool(key) and self.history.reserved.get(key) == instance.name
+
+    def numbers(self, name: str) -> tuple[int, int]:
+        """Release and slot in a server's or instance's name; (0, 0) where it is not one of this fleet's."""
+        found = self._name.fullmatch(name)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    # Questions about one server
+
+    def everywhere(self, count: int) -> bool:
+        return count == len(self.answering)
+
+    def is_listed(self, name: str) -> bool:
+        """Every answering balancer has it."""
+        return self.everywhere(self.sights[name].listed if name in self.sights else 0)
+
+    def is_up(self, name: str) -> bool:
+        """Every answering balancer has it, and calls it up."""
+        return self.everywhere(self.sights[name].up if name in self.sights else 0)
+
+    def is_settled(self, name: str) -> bool:
+        """Every answering balancer has it as a live server should be."""
+        return self.everywhere(self.sights[name].settled if name in self.sights else 0)
+
+    def serves(self, name: str) -> bool:
+        """Some answering balancer gives it traffic."""
+        return name in self.sights and self.sights[name].weighted > 0
+
+    def is_idle(self, name: str) -> bool:
+        """Listed, and no answering balancer gives it traffic, has begun to drain it, or holds a connection to it."""
+        sight = self.sights[name]
+        return not (sight.weighted or sight.aside or sight.sessions)
+
+    # Questions about a release
+
+    def up_count(self, release: int) -> int:
+        """How many of its servers are up on the answering balancer that sees the fewest.
+
+        Where no balancer lists any of them, its running instances count: nobody says that they are not well.
+        """
+        if release not in self.servers_of or not self.answering:
+            return sum(runs(item) for item in self.instances_of.get(release, ()))
+        counts = dict.fromkeys((item.host for item in self.answering), 0)
+        names = set(self.servers_of[release])
+        for balancer in self.answering:
+            counts[balancer.host] = sum(server.up for server in (*balancer.servers, *balancer.strangers) if server.name in names)
+        return min(counts.values())
+
+    def is_weighted(self, release: int) -> bool:
+        """Some answering balancer gives traffic to one of its servers."""
+        return any(self.sights[name].weighted for name in self.servers_of.get(release, ()))
+
+    def numbers_seen(self) -> Iterator[int]:
+        """Every release number that something bears."""
+        yield from self.instances_of
+        yield from self.servers_of
+        yield from self.rows
+        for balancer in self.answering:
+            if balancer.head:
+                yield balancer.head.next - 1
+        for item in self.foreign:
+            yield item.release
+
+
+def runs(instance: Instance) -> bool:
+    return instance.state == "running" and instance.health != "unhealthy"
