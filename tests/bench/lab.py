@@ -229,18 +229,8 @@ class Balancer:
         (folder / "conf.d").mkdir(parents=True)
         (folder / "haproxy.cfg").write_text(HAPROXY.format(folder=folder))
         (folder / "conf.d/web.cfg").write_text(backend)
-        command = [
-            "haproxy",
-            "-W",
-            "-S",
-            folder / "master.sock",
-            "-p",
-            folder / "pid",
-            "-f",
-            folder / "haproxy.cfg",
-            "-f",
-            folder / "conf.d",
-        ]
+        control = ["-S", f"{folder}/master.sock", "-p", f"{folder}/pid"]
+        command = ["haproxy", "-W", *control, "-f", f"{folder}/haproxy.cfg", "-f", f"{folder}/conf.d"]
         with open(folder / "haproxy.log", "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         until(lambda: "\nPid:" in self.ask("show info"), f"HAProxy; see {folder}/haproxy.log")
