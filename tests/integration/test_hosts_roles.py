@@ -1,0 +1,256 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The playbooks hosts, init and lab on this machine, with real HAProxy and dockerd processes; all their files in temporary folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+ANSIBLE = Path(sys.executable).parent / "ansible-playbook"
+HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+class Result:
+    def __init__(self, run: subprocess.CompletedProcess[str]) -> None:
+        self.rc, self.said = run.returncode, run.stdout + run.stderr
+        self.changed = sum(int(count) for count in re.findall(r"changed=(\d+)", run.stdout))
+
+
+def play(name: str, *options: str, variables: dict[str, Any] | None = None, inventory: Path | None = None, path: str = "") -> Result:
+    command = [str(ANSIBLE), f"phoenix.fleet.{name}", "-e", json.dumps(variables or {}), *options]
+    command += ["-i", str(inventory)] if inventory else []
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "PATH": f"{path}{os.pathsep if path else ''}{os.environ['PATH']}"}
+    return Result(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def status(port: int) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def end(pidfile: Path, program: str) -> None:
+    """Ends the process that the file names, if it still is that program."""
+    try:
+        pid = int(pidfile.read_text())
+        if Path(f"/proc/{pid}/comm").read_text().strip() == program:
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes(), f"{program} ends")
+    except (OSError, ValueError):
+        pass
+
+
+class Machine:
+    """A balancer whose HAProxy, configuration and start options are in a temporary folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.port = free_port()
+        (root / "haproxy.cfg").write_text("global\n    maxconn 1000\n\ndefaults\n    timeout connect 5s\n")
+        (root / "default").write_text("# nothing set here\n")
+        self.host: dict[str, Any] = {
+            **HERE,
+            "haproxy_config": str(root / "haproxy.cfg"), "haproxy_config_dir": str(root / "conf.d"), "haproxy_pidfile": str(root / "pid"),
+            "haproxy_socket": str(root / "run" / "admin.sock"), "haproxy_master_socket": str(root / "run" / "master.sock"),
+            "haproxy_frontends": [{"name": "http", "bind": f"127.0.0.1:{self.port}", "backend": "shop"}],
+        }
+        packaging = {"file": str(root / "default"), "variable": "EXTRAOPTS", "preset": "", "before": ""}
+        self.variables = {"__haproxy_init": "by_hand", "__haproxy_packaging": {"Debian": packaging, "RedHat": packaging}}
+
+    def play(self, *options: str, path: str = "") -> Result:
+        inventory = self.root / "inventory.yml"
+        inventory.write_text(json.dumps({"balancers": {"hosts": {"lb1": self.host}}}))
+        return play("hosts", *options, variables=self.variables, inventory=inventory, path=path)
+
+    def files(self) -> dict[str, bytes]:
+        kept = [path for path in self.root.rglob("*") if path.is_file() and path.name not in ("pid", "inventory.yml")]
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in kept}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    if not shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin"):
+        pytest.skip("no haproxy on this machine")
+    made = Machine(tmp_path)
+    yield made
+    end(tmp_path / "pid", "haproxy")
+
+
+def test_a_balancer_is_set_up_once(machine: Machine) -> None:
+    before = machine.files()
+    foreseen = machine.play("--check", "--diff")
+    assert foreseen.rc == 0, foreseen.said
+    assert foreseen.changed > 0 and machine.files() == before
+
+    first = machine.play()
+    assert first.rc == 0, first.said
+    eventually(lambda: status(machine.port) == 503, "the front end answers that its backend has no servers")
+    assert (machine.root / "run" / "admin.sock").is_socket() and (machine.root / "run" / "master.sock").is_socket()
+    assert (machine.root / "default").read_text().startswith("# nothing set here\n")
+    assert machine.files()["haproxy.cfg"] == before["haproxy.cfg"]
+
+    for options in ((), ("--check", "--diff")):
+        again = machine.play(*options)
+        assert again.rc == 0 and again.changed == 0, again.said
+
+
+def test_what_is_there_goes_on(machine: Machine) -> None:
+    other = free_port()
+    legacy = f"defaults\n    mode tcp\n\nfrontend legacy\n    bind 127.0.0.1:{other}\n    mode http\n    timeout client 5s\n    http-request return status 204\n"
+    (machine.root / "conf.d").mkdir()
+    (machine.root / "conf.d" / "10-legacy.cfg").write_text("listen more\n    mode http\n    timeout client 5s\n")
+    config = (machine.root / "haproxy.cfg").read_text() + legacy
+    (machine.root / "haproxy.cfg").write_text(config)
+    (machine.root / "default").write_text('EXTRAOPTS="-V"\n')
+    arguments = ["-W", "-D", "-p", str(machine.root / "pid"), "-f", str(machine.root / "haproxy.cfg")]
+    subprocess.run(["haproxy", *arguments], check=True, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"})
+    eventually(lambda: status(other) == 204, "the earlier front end answers")
+
+    done = machine.play()
+    assert done.rc == 0, done.said
+    eventually(lambda: status(machine.port) == 503 and status(other) == 204, "both front ends answer")
+    assert (machine.root / "haproxy.cfg").read_text() == config
+    assert (machine.root / "default").read_text().startswith('EXTRAOPTS="-V -S ')
+    assert machine.play().changed == 0
+
+    machine.host["haproxy_frontends"] += [{"name": "tcp", "bind": f"127.0.0.1:{free_port()}", "mode": "tcp", "backend": "queue"}]
+    pid = (machine.root / "pid").read_text()
+    more = machine.play()
+    assert more.rc == 0 and more.changed > 0, more.said
+    assert (machine.root / "pid").read_text() == pid, "one more front end costs a reload, not a restart"
+    eventually(lambda: status(machine.port) == 503, "the front end answers after the reload")
+
+
+def test_a_broken_front_end_is_refused_and_nothing_happens(machine: Machine) -> None:
+    assert machine.play().rc == 0
+    eventually(lambda: status(machine.port) == 503, "the front end answers")
+    before = machine.files()
+    machine.host["haproxy_frontends"][0]["options"] = ["no-such-keyword at all"]
+    broken = machine.play()
+    assert broken.rc != 0 and "no-such-keyword" in broken.said, broken.said
+    assert machine.files() == before and status(machine.port) == 503
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda m: m.host["haproxy_frontends"].append({"name": "http", "bind": ":1"}), "same name"),
+        (lambda m: m.host["haproxy_frontends"].append({"name": "a b", "bind": ":1"}), "a b"),
+        (lambda m: (m.root / "default").write_text('EXTRAOPTS="-S /run/other.sock"\n'), "/run/other.sock"),
+        (lambda m: (m.root / "haproxy.cfg").write_text(f"global\n    stats socket {m.host['haproxy_socket']} mode 660\n"), "level admin"),
+    ],
+)
+def test_mistakes_are_refused_by_name_before_anything_is_changed(machine: Machine, spoil: Callable[[Machine], Any], words: str) -> None:
+    spoil(machine)
+    before = machine.files()
+    refused = machine.play()
+    assert refused.rc != 0 and words in refused.said and "nothing was changed" in refused.said, refused.said
+    assert machine.files() == before
+
+
+def test_an_old_haproxy_is_refused_by_version(machine: Machine) -> None:
+    old = machine.root / "bin" / "haproxy"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho 'HA-Proxy version 2.4.22-f8e3218 2023/02/14 - https://haproxy.org/'\n")
+    old.chmod(0o755)
+    before = machine.files()
+    refused = machine.play(path=str(old.parent))
+    assert refused.rc != 0 and "HAProxy 2.4 is installed, and fleets need 2.6" in refused.said, refused.said
+    assert machine.files() == before
+
+
+def test_an_inventory_without_hosts_is_an_error(tmp_path: Path) -> None:
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(json.dumps({"fleets": {"hosts": {"web": {}}}}))
+    for options in ((), ("-l", "web")):
+        refused = play("hosts", *options, inventory=inventory)
+        assert refused.rc != 0 and "neither of the groups balancers and engines" in refused.said, refused.said
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dockerd", path=os.environ["PATH"] + ":/usr/sbin"), reason="only root starts a dockerd")
+def test_an_engine_is_started_where_none_answers(tmp_path: Path) -> None:
+    host = {
+        **HERE, "docker_engine_socket": f"{tmp_path}/docker.sock", "docker_engine_pidfile": f"{tmp_path}/pid", "docker_engine_log": f"{tmp_path}/log",
+        "docker_engine_config": f"{tmp_path}/daemon.json",
+        "docker_engine_options": [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", "--bridge=none", "--iptables=false"],
+    }
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(json.dumps({"engines": {"hosts": {"engine1": host}}}))
+    by_hand = {"__docker_engine_init": "by_hand"}
+    try:
+        first = play("hosts", inventory=inventory, variables=by_hand)
+        assert first.rc == 0 and first.changed == 1, first.said
+        again = play("hosts", inventory=inventory, variables=by_hand)
+        assert again.rc == 0 and again.changed == 0 and "is left alone" in again.said, again.said
+    finally:
+        end(tmp_path / "pid", "dockerd")
+
+
+def test_init_never_overwrites(tmp_path: Path) -> None:
+    folder = tmp_path / "ours"
+    assert play("init", "--check", variables={"init_dir": str(folder)}).rc == 0 and not folder.exists()
+    first = play("init", variables={"init_dir": str(folder)})
+    assert first.rc == 0 and first.changed == 1, first.said
+    (folder / "inventory.yml").write_text("# mine\n")
+    (folder / "README.md").unlink()
+    again = play("init", variables={"init_dir": str(folder)})
+    assert again.rc == 0 and (folder / "inventory.yml").read_text() == "# mine\n" and (folder / "README.md").exists(), again.said
+    assert play("init", variables={"init_dir": str(folder)}).changed == 0
+
+
+def test_the_lab_comes_once_and_goes(tmp_path: Path) -> None:
+    docker = pytest.importorskip("docker")
+    try:
+        engine = docker.from_env()
+        engine.ping()
+    except docker.errors.DockerException:
+        pytest.skip("no Docker engine answers")
+    if engine.networks.list(names=["^phoenix-lab$"]) or engine.images.list("phoenix-sample"):
+        pytest.skip("a lab is in use on this machine")
+    variables = {"lab_dir": str(tmp_path / "lab"), "lab_port": free_port()}
+    try:
+        first = play("lab", variables=variables)
+        assert first.rc == 0, first.said
+        eventually(lambda: status(variables["lab_port"]) == 503, "the lab's HAProxy answers")
+        again = play("lab", variables=variables)
+        assert again.rc == 0 and again.changed == 0, again.said
+        taken = play("lab", variables={**variables, "lab_dir": str(tmp_path / "other")})
+        assert taken.rc != 0 and "Something else answers" in taken.said, taken.said
+    finally:
+        gone = play("lab", variables={**variables, "lab_state": "absent"})
+    assert gone.rc == 0, gone.said
+    assert status(variables["lab_port"]) == 0 and not (tmp_path / "lab").exists() and not engine.images.list("phoenix-sample")
+    assert play("lab", variables={**variables, "lab_state": "absent"}).changed == 0
