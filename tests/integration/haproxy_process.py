@@ -69,8 +69,16 @@ class HAProxyProcess:
         with open(self.log, "ab") as log:
             environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin"}
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        wait_until(self._answers, "HAProxy to answer", lambda: self.log.read_text())
+        wait_until(self._answers, "HAProxy to answer", self.log.read_text)
         return self
+
+    def _master_listens(self) -> bool:
+        # A signal that reaches the master while it loads itself is lost (measured on 2.6.12): it has no handler for it yet.
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        blocked, caught = (int(re.search(rf"{key}:\s*(\w+)", status).group(1), 16) for key in ("SigBlk", "SigCgt"))  # type: ignore[union-attr]
+        bit = 1 << (signal.SIGUSR2 - 1)
+        return bool(caught & bit and not blocked & bit)
 
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.log.read_text()
@@ -82,10 +90,11 @@ class HAProxyProcess:
     def reload(self, wait: bool = True) -> None:
         """SIGUSR2 for the master, as systemd does; waits until another worker answers."""
         assert self.process is not None
+        wait_until(self._master_listens, "HAProxy's master", self.log.read_text)
         before = self.pid if wait else 0
         self.process.send_signal(signal.SIGUSR2)
         if wait:
-            wait_until(lambda: self._pid_now() not in (0, before), "another worker", lambda: self.log.read_text())
+            wait_until(lambda: self._pid_now() not in (0, before), "another worker", self.log.read_text)
 
     def restart(self) -> None:
         self.stop(keep=True)
@@ -172,7 +181,7 @@ class HAProxyProcess:
         rows = [line.split() for line in text.splitlines()[1:] if line.strip()]
         if not rows:
             return {}
-        return {row[3]: dict(zip(rows[0][1:], row)) for row in rows[1:]}
+        return {row[3]: dict(zip(rows[0][1:], row, strict=True)) for row in rows[1:]}
 
     def weights(self, backend: str = "") -> Dict[str, int]:
         """The weight of each server that is neither in drain nor in maintenance; those have 0."""
