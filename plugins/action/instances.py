@@ -10,6 +10,7 @@ from typing import Any, Dict
 
 from ..module_utils import _instances
 from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._definition import read, revived
 from ..plugin_utils._executor import guarded
 
 
@@ -17,6 +18,11 @@ class ActionModule(FleetAction):
     ARGUMENTS = _instances.ARGUMENTS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        record = params["release"].get("definition")
+        if record:
+            # The instances of an earlier release are started from what was recorded of it, with the secrets of today.
+            definition, _goal = read(task_vars, self._templar)
+            params["options"] = dict(revived(definition, record).options)
         with guarded(params["lease"]):
             result = self.on_host(_instances.carry_out, params, task_vars)
         if not self._task.diff:

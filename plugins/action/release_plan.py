@@ -83,10 +83,10 @@ def _goal(params: Mapping[str, Any], hashed: str) -> Goal:
 
 
 def _told(made: Plan, definition: Mapping[str, Any]) -> Plan:
-    """The plan with what the ledger keeps of the definition in its new release."""
+    """The plan with what the ledger keeps of the definition in its new release; size tells a later release whether a scale came between."""
     if made.release is None or made.release.definition:
         return made
-    return replace(made, release=replace(made.release, definition=definition))
+    return replace(made, release=replace(made.release, definition={**definition, "size": made.release.size}))
 
 
 def _by(task_vars: Mapping[str, Any]) -> str:
