@@ -34,7 +34,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".cache"
 INSIDE = "PHOENIX_BENCH_DIR"
-CONTROL_GROUP = "phoenix-bench"
 VERSIONS = ("even", "odd")
 PROGRAMS = {"dockerd": "docker.io", "haproxy": "haproxy", "ip": "iproute2", "iptables": "iptables", "mmdebstrap": "mmdebstrap"}
 
@@ -147,7 +146,7 @@ def isolated(main: Callable[[Path], int]) -> int:
         process.kill()
         process.wait()
         until(lambda: removed(folder), f"{folder} removed")
-        for group in Path("/sys/fs/cgroup").glob(f"**/{CONTROL_GROUP}"):
+        for group in Path("/sys/fs/cgroup").glob(f"**/{os.path.basename(folder)}"):
             for path, _, _ in os.walk(group, topdown=False):
                 os.rmdir(path)
 
@@ -171,7 +170,7 @@ class Engine:
     """A Docker engine at the default socket (ours: /run is), with the images nginx:even and nginx:odd in it, warm."""
 
     def __init__(self, folder: Path):
-        command = ["dockerd", "--data-root", f"{folder}/engine", "--cgroup-parent", CONTROL_GROUP, "--log-level", "warn"]
+        command = ["dockerd", "--data-root", f"{folder}/engine", "--cgroup-parent", folder.name, "--log-level", "warn"]
         with open(folder / "dockerd.log", "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.api = until(self.connect, f"an engine; see {folder}/dockerd.log")
