@@ -247,7 +247,7 @@ def judge_state(seen: Optional[Instance], words: Optional[LastWords] = None) -> 
     if seen.state not in ("created", "running"):
         return f"it is {seen.state}"
     if words is not None and words.restarts:
-        return f"it was restarted {words.restarts} times" if words.restarts > 1 else "it was restarted"
+        return f"it was restarted {times(words.restarts)}"
     return ""
 
 
@@ -503,7 +503,7 @@ def _failure(outcomes: Sequence[Outcome], failed: Sequence[Outcome], provider: O
 def spoken(words: LastWords) -> List[str]:
     """The last words of an instance as lines: its state, exit code and restarts, then the end of its log."""
     state = words.state + (f" with exit code {words.exit_code}" if words.exit_code is not None and words.state != "running" else "")
-    restarts = f", restarted {words.restarts} times" if words.restarts else ""
+    restarts = f", restarted {times(words.restarts)}" if words.restarts else ""
     end = "its log ends:" if words.log else "its log is empty"
     return [f"{state}{restarts}; {end}", *(f"| {one_line(line)}" for line in words.log[-10:])]
 
@@ -548,3 +548,7 @@ def shown(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
     return one_line(text) if len(text) <= 60 else one_line(text[:59]) + "…"
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

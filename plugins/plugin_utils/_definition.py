@@ -54,7 +54,7 @@ _SECONDS = {"type": "int", "range": (0, 86400), "noun": "a number of seconds"}
 HAPROXY: Dict[str, Dict[str, Any]] = {
     "mode": {"type": "str", "choices": ["http", "tcp"], "default": "http"},
     "balance": {
-        "type": "str", "default": "roundrobin", "pattern": r"[a-z-]+(\([^\s()'\"\\#]*\))?( [A-Za-z0-9_./()-]+)*",
+        "type": "str", "default": "roundrobin", "pattern": r"[a-z_-]+(\([^\s()'\"\\#]*\))?( [A-Za-z0-9_./()-]+)*",
         "noun": "an algorithm of HAProxy", "remedy": "write roundrobin, leastconn, random or first",
     },
     "check": {"type": "dict", "options": {
@@ -184,7 +184,7 @@ def define(
     provider = values["fleet_provider"]
     checks = _check_list(values["fleet_checks"], found)
     options = _provider_mistakes(provider, values, found)
-    named = values["fleet_balancers"] if values["fleet_balancers"] is not None else list(balancers)
+    named = [host for host in (balancers if values["fleet_balancers"] is None else values["fleet_balancers"]) if host is not None]
     _balancer_mistakes(named, balancers, hosts, found)
     _haproxy_mistakes(values["fleet_haproxy"] or {}, found)
     _ledger_mistakes(values["fleet_ledger"] or "", awx, found)
@@ -269,9 +269,8 @@ def _balancer_mistakes(named: Sequence[str], balancers: Sequence[str], hosts: Op
     known = list(balancers if hosts is None else hosts)
     for host in named:
         if host not in known:
-            near = difflib.get_close_matches(host, known, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"known are {_listed(balancers or known) or 'none'}"
-            found.append(f"fleet_balancers: {_shown(host)} is not a host of the inventory; {remedy}")
+            others = _listed(balancers or known) or "none"
+            found.append(f"fleet_balancers: {_shown(host)} is not a host of the inventory; known are {others}")
     if not named:
         found.append("fleet_balancers: no balancer; add hosts that run HAProxy to the group balancers, or name them here")
 
@@ -299,7 +298,8 @@ def _provider_mistakes(name: str, values: Mapping[str, Any], found: List[str]) -
     options = values[f"fleet_{name}"]
     if options is None:
         return {}
-    found += module.mistakes(options, f"fleet_{name}")
+    # A provider names an unknown key as it is, and it may be anything.
+    found += ["".join(char if char.isprintable() else "?" for char in line) for line in module.mistakes(options, f"fleet_{name}")]
     return dict(options)
 
 
@@ -318,6 +318,8 @@ def provider_module(name: str) -> Any:
 def _haproxy_mistakes(haproxy: Mapping[str, Any], found: List[str]) -> None:
     lines = haproxy.get("options") or []
     for number, line in enumerate(lines):
+        if line is None:
+            continue
         where = f"fleet_haproxy.options[{number}]"
         word = line.split()[0] if line.split() else ""
         if not word or not line.replace("\t", " ").isprintable():
@@ -327,8 +329,8 @@ def _haproxy_mistakes(haproxy: Mapping[str, Any], found: List[str]) -> None:
         elif word.startswith(("#", ".")):
             found.append(f"{where}: {_shown(line)} cannot stand here; write no comments and no directives")
     balance = haproxy.get("balance")
-    algorithm = re.match("[a-z-]*", balance or "").group()  # type: ignore[union-attr]
-    consistent = any(line.split()[:2] == ["hash-type", "consistent"] for line in lines)
+    algorithm = re.match("[a-z_-]*", balance or "").group()  # type: ignore[union-attr]
+    consistent = any(line is not None and line.split()[:2] == ["hash-type", "consistent"] for line in lines)
     if algorithm in _HASHED and not consistent:
         found.append(
             f"fleet_haproxy.balance: {_shown(balance)} takes no new servers while HAProxy runs; "
