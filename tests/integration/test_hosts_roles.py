@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy.fragment import Fragment, render
 
 ANSIBLE = Path(sys.executable).parent / "ansible-playbook"
+SYSTEM_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 
 
@@ -68,7 +70,8 @@ def end(pidfile: Path, program: str) -> None:
         pid = int(pidfile.read_text())
         if Path(f"/proc/{pid}/comm").read_text().strip() == program:
             os.kill(pid, signal.SIGTERM)
-            eventually(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes(), f"{program} ends")
+            line = Path(f"/proc/{pid}/cmdline")  # empty, not gone, where nobody has asked for the exit status yet
+            eventually(lambda: not line.exists() or not line.read_bytes(), f"{program} ends")
     except (OSError, ValueError):
         pass
 
@@ -102,7 +105,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    if not shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin"):
+    if not shutil.which("haproxy", path=SYSTEM_PATH):
         pytest.skip("no haproxy on this machine")
     made = Machine(tmp_path)
     yield made
@@ -121,6 +124,7 @@ def test_a_balancer_is_set_up_once(machine: Machine) -> None:
     assert (machine.root / "run" / "admin.sock").is_socket() and (machine.root / "run" / "master.sock").is_socket()
     assert (machine.root / "default").read_text().startswith("# nothing set here\n")
     assert machine.files()["haproxy.cfg"] == before["haproxy.cfg"]
+    assert (machine.root / "conf.d" / "shop.cfg").read_text() == render(Fragment("shop", options={"mode": "http"}))
 
     for options in ((), ("--check", "--diff")):
         again = machine.play(*options)
@@ -129,14 +133,14 @@ def test_a_balancer_is_set_up_once(machine: Machine) -> None:
 
 def test_what_is_there_goes_on(machine: Machine) -> None:
     other = free_port()
-    legacy = f"defaults\n    mode tcp\n\nfrontend legacy\n    bind 127.0.0.1:{other}\n    mode http\n    timeout client 5s\n    http-request return status 204\n"
+    legacy = f"frontend legacy\n    bind 127.0.0.1:{other}\n    mode http\n    timeout client 5s\n    http-request return status 204\n"
     (machine.root / "conf.d").mkdir()
     (machine.root / "conf.d" / "10-legacy.cfg").write_text("listen more\n    mode http\n    timeout client 5s\n")
-    config = (machine.root / "haproxy.cfg").read_text() + legacy
+    config = (machine.root / "haproxy.cfg").read_text() + "defaults\n    mode tcp\n\n" + legacy
     (machine.root / "haproxy.cfg").write_text(config)
     (machine.root / "default").write_text('EXTRAOPTS="-V"\n')
     arguments = ["-W", "-D", "-p", str(machine.root / "pid"), "-f", str(machine.root / "haproxy.cfg")]
-    subprocess.run(["haproxy", *arguments], check=True, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"})
+    subprocess.run(["haproxy", *arguments], check=True, env={**os.environ, "PATH": SYSTEM_PATH})
     eventually(lambda: status(other) == 204, "the earlier front end answers")
 
     done = machine.play()
@@ -200,11 +204,12 @@ def test_an_inventory_without_hosts_is_an_error(tmp_path: Path) -> None:
         assert refused.rc != 0 and "neither of the groups balancers and engines" in refused.said, refused.said
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dockerd", path=os.environ["PATH"] + ":/usr/sbin"), reason="only root starts a dockerd")
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dockerd", path=SYSTEM_PATH), reason="needs dockerd, and root to start it")
 def test_an_engine_is_started_where_none_answers(tmp_path: Path) -> None:
     host = {
-        **HERE, "docker_engine_socket": f"{tmp_path}/docker.sock", "docker_engine_pidfile": f"{tmp_path}/pid", "docker_engine_log": f"{tmp_path}/log",
-        "docker_engine_config": f"{tmp_path}/daemon.json",
+        **HERE,
+        "docker_engine_socket": f"{tmp_path}/docker.sock", "docker_engine_config": f"{tmp_path}/daemon.json",
+        "docker_engine_pidfile": f"{tmp_path}/pid", "docker_engine_log": f"{tmp_path}/log",
         "docker_engine_options": [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", "--bridge=none", "--iptables=false"],
     }
     inventory = tmp_path / "inventory.yml"
