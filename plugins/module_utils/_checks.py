@@ -154,7 +154,8 @@ def _mistakes(check: Any, where: str) -> List[str]:
 
 def _http_mistakes(body: Mapping[str, Any], where: str) -> List[str]:
     found = []
-    path, host = body.get("path", "/"), body.get("host") or "localhost"
+    body = {key: value for key, value in body.items() if value not in ("", None)}
+    path, host = body.get("path", "/"), body.get("host", "localhost")
     if not isinstance(path, str) or not PATH.fullmatch(path):
         found.append(f"{where}.path: {shown(path)} is not a path; begin with / and percent-encode spaces, quotes and # within")
     if not isinstance(host, str) or not HOST.fullmatch(host):
@@ -171,7 +172,7 @@ def _http_mistakes(body: Mapping[str, Any], where: str) -> List[str]:
             re.compile(str(text)[1:-1])
         except (re.error, OverflowError, RecursionError) as error:
             found.append(f"{where}.body: {shown(text)} is not a regular expression ({error}); correct it, or leave the slashes out")
-    return found + _header_mistakes(body.get("headers") or {}, f"{where}.headers")
+    return found + _header_mistakes(body.get("headers", {}), f"{where}.headers")
 
 
 def _header_mistakes(headers: Any, where: str) -> List[str]:
@@ -437,10 +438,13 @@ def _ask(outcome: Outcome, checks: Sequence[Mapping[str, Any]], deadline: float)
     """All checks in a row; the first that does not pass ends the attempt."""
     outcome.attempts += 1
     for check in checks:
+        if outcome.check != title(check):
+            outcome.check, outcome.seen = title(check), "no answer in time"
         seen = attempt(check, outcome.instance, min(deadline, time.monotonic() + ATTEMPT))
         if seen:
-            outcome.check, outcome.seen = title(check), seen
+            outcome.seen = seen
             return
+    outcome.check = outcome.seen = ""
     outcome.passed = True
 
 
