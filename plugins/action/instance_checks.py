@@ -11,16 +11,12 @@ from typing import Any, Dict
 from ..module_utils import _checks
 from ..module_utils._instances import connect
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import MASK, read
 
 
 class ActionModule(FleetAction):
     ARGUMENTS = _checks.ARGUMENTS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        if MASK in str(params["checks"]):
-            # fleet_definition shows no header's value, so what came from there is read again from the fleet's variables.
-            params["checks"] = list(read(task_vars, self._templar)[0].checks)
         provider = connect(params["provider"], params["options"]) if params["provider"] else None
         if self.is_here():
             return _checks.carry_out(params, bool(self._task.check_mode), self.say, provider)

@@ -52,7 +52,8 @@ SHOWN = 5
 BODY = 1 << 20
 """Bytes of an answer that are read. What stands behind them is not looked at."""
 
-PATH = re.compile(r"/[A-Za-z0-9._~!&()*+,;=:@/?%-]*")
+PATH = re.compile(r"/[A-Za-z0-9._~!&()*+,=:@/?%-]*")
+"""A path and a query, without what a configuration of HAProxy reads as something else, since it becomes HAProxy's own check."""
 HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KEYS = {"http": ("path", "status", "body", "headers", "host", "scheme"), "tcp": (), "command": ()}

@@ -17,7 +17,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._errors import FleetError, InvalidError
-from ._definition import MASK, provider_options
+from ..module_utils._model import to_dict
+from ._definition import MASK, definition_of, provider_options, read
 
 Result = Dict[str, Any]
 Work = Callable[[Mapping[str, Any], bool, Callable[[str], None]], Result]
@@ -76,8 +77,12 @@ class FleetAction(ActionBase):
 
     def _unmasked(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Dict[str, Any]:
         """The parameters with the secrets that `fleet_definition` does not show, read again from the fleet's variables."""
+        if MASK in str(params.get("definition")):
+            params["definition"] = to_dict(definition_of(params["definition"], task_vars, self._templar))
         if MASK in str(params.get("options")):
             params["options"] = provider_options(task_vars, self._templar)
+        if MASK in str(params.get("checks")):
+            params["checks"] = list(read(task_vars, self._templar)[0].checks)
         return params
 
     def _adopt_environment(self) -> None:
