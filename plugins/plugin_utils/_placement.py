@@ -56,6 +56,18 @@ def reservation(instance: Instance, pools: Mapping[str, Pool]) -> str:
     return f"{instance.host} {pool.key(instance.address, instance.port) if pool else instance.address}"
 
 
+def place_of(key: str, pools: Mapping[str, Pool], port: int) -> Place | None:
+    """The place that a reservation `HOST KEY` is for, None where it is for none that is still free."""
+    host, _space, rest = key.partition(" ")
+    pool = pools.get(host)
+    if pool is None or pool.kind == "dynamic" or rest in pool.taken:
+        return None
+    if pool.kind == "published":
+        address, _colon, number = rest.rpartition(":")
+        return host, address, int(number)
+    return host, rest, port
+
+
 def _free(pool: Pool, port: int, used: set[str]) -> Iterator[Place]:
     """The free places of a pool, one by one. What is yielded is added to `used`, since two hosts may share one range."""
     if pool.kind == "dynamic":

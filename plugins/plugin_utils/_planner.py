@@ -18,7 +18,7 @@ from itertools import count, islice
 
 from ..module_utils._errors import InvalidError, RefusedError
 from ..module_utils._model import Definition, Entry, Goal, History, Instance, Plan, Release, Server, Step, World
-from ._placement import places, reservation
+from ._placement import place_of, places, reservation
 from ._scene import LIVE, Scene, runs
 
 KINDS = (
@@ -228,9 +228,6 @@ def _put_right(scene: Scene, goal: Goal, entry: Entry, aim: Aim, verb: str, outc
             if goal.verb != "abort":
                 _refuse_silence(scene, goal)
             return Plan("abort", entry.source, entry.target, outcome, reasons=tuple(reasons))
-    elif not steps:
-        # Nothing is left to do, but the entry is still open: one act that changes nothing lets it be closed.
-        steps = (Step("deregister", servers=_listing(scene, aim, _numbered(scene, aim))) if scene.answering else Step("destroy"),)
     return _plan(scene, verb, entry.source, entry.target, (steps,), aim, outcome=outcome, reasons=reasons, again=goal.verb != "abort")
 
 
@@ -360,11 +357,8 @@ def _same(scene: Scene, row: Release, size: int, reasons: list[str]) -> Plan:
 
 def _finished(scene: Scene, verb: str, live: int, row: Release | None, aim: Aim, reasons: list[str]) -> Plan:
     waves = _waves(scene, aim)
-    if not waves and scene.history.entry is not None:
-        waves = ((Step("deregister", servers=_listing(scene, aim, _numbered(scene, aim))) if scene.answering else Step("destroy"),),)
-        reasons = [*reasons, "a former run did not end, and left nothing to do"]
     if waves and not reasons:
-        reasons = ["puts right what is not as it should be"]
+        reasons = ["a former run did not end" if scene.history.entry else "puts right what is not as it should be"]
     return _plan(scene, verb, live, live, waves, aim, release=row, reasons=reasons if waves else [])
 
 
@@ -431,22 +425,34 @@ def _filled(scene: Scene, row: Release, chosen: Iterable[Instance]) -> tuple[Ins
     used = {item.slot for item in scene.instances_of.get(row.number, ())}
     used |= {scene.numbers(name)[1] for name in scene.servers_of.get(row.number, ())}
     slots = islice((slot for slot in count(1) if slot not in used), missing)
+    names = {slot: f"{definition.name}-r{row.number}-{slot}" for slot in slots}
     port = int(row.definition.get("port", definition.port))
-    # A reservation of ours lapses when nothing bears its name any more and no crashed run may still make it.
-    held = {item.name for item in scene.ours} | scene.sights.keys()
-    keep_all = bool(history.entry or scene.silent)
-    taken = {key for key, name in history.reserved.items() if keep_all or name in held or scene.numbers(name) == (0, 0)}
+    # A crashed run's worker may still make what it was told to: then at the same place, so that it is what is wanted.
+    again = {name: key for key, name in history.reserved.items()} if history.entry else {}
+    found = {slot: place for slot, name in names.items() if (place := place_of(again.get(name, ""), scene.pools, port))}
+    hosts = [item.host for item in chosen] + [host for host, _address, _port in found.values()]
+    rest = [slot for slot in names if slot not in found]
+    found.update(zip(rest, places(definition.name, scene.world.pools, port, len(rest), hosts, _taken(scene)), strict=True))
+    image = row.digest or row.image
+    made = [
+        Instance(name, found[slot][0], definition.name, row.number, slot, image, found[slot][1], found[slot][2], row.revision)
+        for slot, name in names.items()
+    ]
+    return (*chosen, *made)
+
+
+def _taken(scene: Scene) -> set[str]:
+    """All places that are spoken for, by whatever is seen, and by reservations."""
+    history = scene.history
+    taken: set[str] = set()
     for sight in scene.sights.values():
         taken |= {sight.server.address, f"{sight.server.address}:{sight.server.port}"}
     for item in scene.world.instances:
         taken |= {item.address, f"{item.address}:{item.port}"}
-    found = places(definition.name, scene.world.pools, port, missing, (item.host for item in chosen), taken)
-    image = row.digest or row.image
-    made = [
-        Instance(f"{definition.name}-r{row.number}-{slot}", host, definition.name, row.number, slot, image, address, at, row.revision)
-        for slot, (host, address, at) in zip(slots, found, strict=True)
-    ]
-    return tuple(chosen + made)
+    # A reservation of ours lapses when nothing bears its name any more and no crashed run may still make it.
+    held = {item.name for item in scene.ours} | scene.sights.keys()
+    keep_all = bool(history.entry or scene.silent)
+    return taken | {key for key, name in history.reserved.items() if keep_all or name in held or scene.numbers(name) == (0, 0)}
 
 
 def _as_listed(scene: Scene, name: str) -> Instance:
@@ -495,7 +501,7 @@ def _waves(scene: Scene, aim: Aim) -> Waves:
 
 
 def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
-    """The steps from what is seen to the aim. A step that would change nothing is left out."""
+    """The steps from what is seen to the aim. Without a crash before it, a step that would change nothing is left out."""
     ids = _numbered(scene, aim)
     wanted = {item.name: item for item in aim.wanted}
     leaving = [name for name in scene.sights if name not in wanted]
@@ -506,6 +512,8 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     stage = backend and any(not scene.is_listed(name) for name in wanted)
     switch = backend and any(not scene.is_settled(name) for name in wanted) or bool(wanted) and any(scene.serves(name) for name in leaving)
     drain = [name for name in leaving if switch or not scene.is_idle(name)]
+    # After a crash the fragment may say what the runtime does not show, so it is written anew; the entry is still open, so something is done.
+    crashed = scene.history.entry is not None
     stop, destroy = _unwanted(scene, aim)
     watched = [item for item in aim.wanted if item.name in aim.unproven or scene.is_up(item.name)]
 
@@ -523,10 +531,10 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
         Step("watch", servers=lines(watched)) if switch and watched else None,
         Step("drain", servers=_listing(scene, aim, ids, _draining)) if drain else None,
         Step("quiet", servers=tuple(_draining(scene, name) for name in sorted(drain, key=scene.numbers))) if drain else None,
-        Step("deregister", servers=_listing(scene, aim, ids)) if leaving else None,
+        Step("deregister", servers=_listing(scene, aim, ids)) if leaving or (crashed and backend) else None,
         Step("retire", release=aim.live) if aim.retire else None,
         Step("stop", instances=stop) if stop else None,
-        Step("destroy", instances=destroy) if destroy else None,
+        Step("destroy", instances=destroy) if destroy or (crashed and not backend) else None,
     ]
     return tuple(step for step in steps if step is not None)
 
@@ -553,12 +561,15 @@ Manner = Callable[[Scene, str], Server]
 
 
 def _listing(scene: Scene, aim: Aim, ids: dict[str, int], leaving: Manner | None = None) -> tuple[Server, ...]:
-    """All that the backend shall have: the wanted servers, and, in the given manner, those that leave. Without one they are out."""
+    """All that the backend shall have: the wanted servers, and, in the given manner, those that leave. Without one they are out.
+
+    Those with a weight come first: applied in this order, others have taken over before one loses its traffic.
+    """
     wanted = {item.name: item for item in aim.wanted}
     made = [_server(scene, item, ids, 0 if leaving is _staged and not scene.serves(item.name) else LIVE) for item in aim.wanted]
     if leaving is not None:
         made += [leaving(scene, name) for name in scene.sights if name not in wanted]
-    return tuple(sorted(made, key=lambda server: (*scene.numbers(server.name), server.name)))
+    return tuple(sorted(made, key=lambda server: (not server.weight, *scene.numbers(server.name), server.name)))
 
 
 def _server(scene: Scene, item: Instance, ids: dict[str, int], weight: int) -> Server:

@@ -1,0 +1,121 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A run as the role does it: lease, observe, plan, waves, last record; and abort when something fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, FleetError, UnreachableError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Definition, Goal, Head, Image, Plan, Server, Step, World
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._planner import KINDS, plan
+
+from .ledger import MemoryLedger
+from .world import HAProxy, LawBrokenError, SimulatedProvider, Site
+
+
+class Fleet:
+    """One fleet with all that its runs need. runs are the plans that were made, for tests to look at."""
+
+    def __init__(self, site: Site, provider: SimulatedProvider, ledger: MemoryLedger, definition: Definition) -> None:
+        self.site = site
+        self.provider = provider
+        self.ledger = ledger
+        self.definition = definition
+        self.plans: list[Plan] = []
+
+    def world(self, fence: int = 0) -> World:
+        stamp = Head(self.ledger.name, fence, self.definition.name) if fence else None
+        pools = self.provider.pools(self.definition.name, self.definition.port, ())
+        balancers = tuple(item.observe(stamp, self.definition.adopt) for item in self.site.balancers)
+        return World(self.provider.observe(self.definition.name), balancers, pools)
+
+    def plan(self, goal: Goal) -> Plan:
+        return plan(self.definition, self.world(), self.ledger.history(), goal)
+
+    def run(self, goal: Goal) -> None:
+        """Raises FleetError where the goal was not reached, after having undone what can be undone; Crash where the run was killed."""
+        fence = self.ledger.acquire()
+        try:
+            if self._pursue(goal, fence).again and self._pursue(goal, fence).again:
+                raise LawBrokenError("a third plan is wanted")
+        except FleetError as error:
+            try:
+                self._pursue(Goal("abort", reason=str(error)), fence)
+            except FleetError as another:
+                raise error from another
+            raise
+
+    def _pursue(self, goal: Goal, fence: int) -> Plan:
+        world = self.world(fence)
+        made = plan(self.definition, world, self.ledger.history(), goal)
+        self.plans.append(made)
+        if made.waves:
+            self.ledger.open(made, fence)
+            for wave in made.waves:
+                self._carry_out(made, wave, world.balancers, fence)
+            self.ledger.record("done", fence)
+        return made
+
+    def _carry_out(self, made: Plan, wave: Sequence[Step], seen: Sequence[Balancer], fence: int) -> None:
+        kinds = [KINDS.index(step.kind) for step in wave]
+        if kinds != sorted(set(kinds)):
+            raise LawBrokenError(f"steps in disorder: {[step.kind for step in wave]}")
+        answering = [item for item, view in zip(self.site.balancers, seen, strict=True) if view.reachable]
+        for step in wave:
+            self.site.tick(f"before {step.kind}")
+            self._step(made, step, answering, fence)
+            self.site.tick(f"after {step.kind}")
+
+    def _step(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> None:
+        if step.kind in ("create", "start"):
+            row = made.release
+            assert row is not None
+            blueprint = Blueprint(Image(row.image, row.digest), row.hash, self.ledger.name, row.revision)
+            getattr(self.provider, step.kind)(step.instances, blueprint)
+        elif step.kind in ("stop", "destroy"):
+            getattr(self.provider, step.kind)(step.instances, self.definition.stop_timeout)
+        elif step.kind == "check":
+            self.site.pass_time()
+            names = {item.name for item in step.instances}
+            silent = [name for (_host, name), box in self.site.boxes.items() if name in names and not box.answers]
+            if silent or names - {name for _host, name in self.site.boxes}:
+                raise DeadlineError("checks", f"{silent or names} do not answer")
+        elif step.kind in ("commit", "retire"):
+            self.ledger.record(step.kind, fence)
+        elif step.kind in ("gate", "watch"):
+            self.site.pass_time()
+            self._wait(step, answering, lambda line: line.checked and line.up, "up")
+        elif step.kind == "quiet":
+            self.site.pass_time()
+            self._wait(step, answering, lambda line: not line.sessions, "idle")
+        else:
+            self._apply(made, step, answering, fence)
+
+    def _wait(self, step: Step, answering: Sequence[HAProxy], holds: object, what: str) -> None:
+        assert callable(holds)
+        for balancer in answering:
+            if not balancer.reachable:
+                raise UnreachableError(f"balancer {balancer.host}", "no route to host")
+            for server in step.servers:
+                line = balancer.lines.get(server.name)
+                if (line is None and what == "up") or (line is not None and not holds(line)):
+                    raise DeadlineError(f"balancer {balancer.host}", f"{server.name} is not {what}")
+
+    def _apply(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> None:
+        forward = made.outcome == "live" and step.kind != "stage"
+        live = made.target if forward else made.source
+        head = Head(self.ledger.name, fence, self.definition.name, live, max(self.ledger.next_release, made.target + 1))
+        addresses = {name: box.instance.address for (_host, name), box in self.site.boxes.items()}
+        servers = [Server(s.name, s.address or addresses[s.name], s.port, s.id, s.weight, s.state) for s in step.servers]
+        lost = None
+        for balancer in answering:
+            try:
+                balancer.apply(servers, head)
+            except UnreachableError as error:
+                lost = error
+        if lost:
+            raise lost

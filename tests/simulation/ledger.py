@@ -1,0 +1,126 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A ledger in memory, for one fleet: what each record means, and nothing else of the real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import LeaseError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Entry, History, Plan, Release
+
+from .world import LawBrokenError, Site
+
+
+class MemoryLedger:
+    """Each method is one transaction, with an instant before and after it at which a run may crash."""
+
+    def __init__(self, site: Site, name: str = "ours") -> None:
+        self.site = site
+        self.name = name
+        self.fence = 0
+        self.live = 0
+        self.next_release = 1
+        self.next_server = 10001
+        self.releases: dict[int, Release] = {}
+        self.entry: Entry | None = None
+        self.plan: Plan | None = None
+        self.servers: dict[str, int] = {}
+        self.reserved: dict[str, str] = {}
+        self.clock = 0
+        site.rejected = lambda: [row.number for row in self.releases.values() if row.status == "failed"]
+
+    def history(self) -> History:
+        return History(
+            self.name, self.fence, self.live, self.next_release, self.next_server, tuple(self.releases[number] for number in sorted(self.releases)),
+            self.entry, dict(self.servers), dict(self.reserved),
+        )
+
+    def acquire(self) -> int:
+        self.fence += 1
+        return self.fence
+
+    def _check(self, fence: int) -> None:
+        if fence != self.fence:
+            raise LeaseError("fleet", f"run {fence} has lost its lease to {self.fence}")
+
+    def open(self, plan: Plan, fence: int) -> None:
+        self._check(fence)
+        self.site.tick("before the intent")
+        entry = self.entry
+        same = entry is not None and entry.target == plan.target
+        if entry and same and plan.outcome == "failed":
+            if "commit" in entry.records or any(step.kind == "switch" for wave in plan.waves for step in wave):
+                self._revert(entry)
+        elif entry and same and plan.verb == entry.verb:
+            self._hold(plan)
+        else:
+            if entry:
+                self._close(entry)
+            row = plan.release
+            if row and row.number not in self.releases:
+                if row.number < self.next_release:
+                    raise LawBrokenError(f"release {row.number} is used again")
+                self.releases[row.number] = replace(row, status="open")
+                self.next_release = row.number + 1
+            self.entry = Entry(0, plan.verb, plan.source, plan.target)
+            self._hold(plan)
+        self.plan = plan
+        self.site.tick("after the intent")
+
+    def _hold(self, plan: Plan) -> None:
+        self.servers, self.reserved = dict(plan.servers), dict(plan.reserved)
+        self.next_server = max([self.next_server - 1, *self.servers.values()]) + 1
+
+    def record(self, record: str, fence: int) -> None:
+        self._check(fence)
+        self.site.tick(f"before the record {record}")
+        if self.entry is None or self.plan is None:
+            raise LawBrokenError(f"record {record} without an entry")
+        if record == "commit" and any(item == "revert" for item in self.entry.records):
+            raise RefusedError("release", "it was rejected, and is never promoted")
+        if record not in self.entry.records:
+            self.entry = replace(self.entry, records=(*self.entry.records, record))
+        if record == "commit":
+            self._commit(self.entry)
+        elif record == "done":
+            if self.plan.outcome == "retired":
+                for number, row in self.releases.items():
+                    if row.status in ("live", "standby"):
+                        self.releases[number] = replace(row, status="retired")
+                self.live, self.servers, self.reserved = 0, {}, {}
+            self._close(self.entry)
+        live = [row.number for row in self.releases.values() if row.status == "live"]
+        if len(live) > 1 or live != [self.live] * len(live):
+            raise LawBrokenError(f"live are {live}, the ledger says {self.live}")
+        self.site.tick(f"after the record {record}")
+
+    def _commit(self, entry: Entry) -> None:
+        assert self.plan is not None
+        if self.live in self.releases and self.live != entry.target:
+            self._mark(self.live, "standby")
+        self.live = entry.target
+        self.clock += 1
+        self._mark(entry.target, "live")
+        size = self.plan.release.size if self.plan.release else self.releases[entry.target].size
+        self.releases[entry.target] = replace(self.releases[entry.target], finished=f"{self.clock:06}", size=size)
+
+    def _revert(self, entry: Entry) -> None:
+        if "revert" in entry.records or entry.source == entry.target:
+            return
+        self.entry = replace(entry, records=(*entry.records, "revert"))
+        if self.live == entry.target:
+            self.live = entry.source
+            self._mark(entry.source, "live")
+        self._mark(entry.target, "failed")
+
+    def _close(self, entry: Entry) -> None:
+        if entry.target in self.releases and self.releases[entry.target].status == "open":
+            self._mark(entry.target, "failed")
+        self.entry = None
+
+    def _mark(self, number: int, status: str) -> None:
+        if number in self.releases:
+            self.releases[number] = replace(self.releases[number], status=status)

@@ -1,0 +1,158 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whatever happens to a fleet, the laws hold at every instant, and the next runs put it right.
+
+The laws themselves are checked by the simulated world, around each single change (tests/simulation/world.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Goal, Image
+from ansible_collections.phoenix.fleet.tests.simulation.executor import Fleet
+from ansible_collections.phoenix.fleet.tests.simulation.ledger import MemoryLedger
+from ansible_collections.phoenix.fleet.tests.simulation.world import Crash, HAProxy, SimulatedProvider, Site, picture
+from hypothesis import event, given, note, settings
+from hypothesis import strategies as st
+
+GOOD = ["shop:1", "shop:2", "shop:3"]
+BAD = "shop:bad"
+
+
+def fleet_of(size: int = 2, balancers: int = 2, hosts: int = 1, kind: str = "network", **more: Any) -> Fleet:
+    site = Site(bad_images={f"sha256:{BAD}"})
+    site.balancers = [HAProxy(site, f"lb{number}") for number in range(1, balancers + 1)]
+    provider = SimulatedProvider(site, [f"host{number}" for number in range(1, hosts + 1)], kind)
+    names = tuple(item.host for item in site.balancers)
+    return Fleet(site, provider, MemoryLedger(site), Definition("web", "shop:1", 8080, size=size, balancers=names, **more))
+
+
+def release(image: str, force: bool = False, shape: str = "h") -> Goal:
+    return Goal("release", Image(image, f"sha256:{image}"), shape, force)
+
+
+fleets = st.builds(
+    fleet_of, size=st.integers(1, 4), balancers=st.integers(1, 3), hosts=st.integers(1, 3), kind=st.sampled_from(["network", "published", "dynamic"]),
+    keep=st.integers(0, 2), standby=st.sampled_from(["stopped", "running"]),
+)
+goals = st.one_of(
+    st.builds(release, st.sampled_from(GOOD), st.booleans()),
+    st.sampled_from([release(BAD), Goal("rollback"), Goal("heal"), Goal("scale", size=1), Goal("scale", size=4), Goal("retire")]),
+)
+instants = st.integers(1, 120)
+
+
+def attempt(fleet: Fleet, goal: Goal) -> str:
+    """One run, with the capacity that it owes at every instant: that of the smaller of what was and what is asked for."""
+    fleet.site.need = owed(fleet, goal)
+    fleet.site.ticks = 0
+    try:
+        fleet.run(goal)
+    except Crash:
+        return "crashed"
+    except FleetError as error:
+        note(f"{goal.verb}: {error}")
+        return "failed"
+    return "reached"
+
+
+def owed(fleet: Fleet, goal: Goal) -> int:
+    """How many instances serve now on the balancer that has the fewest, or how many will do."""
+    if goal.verb == "retire" or (fleet.ledger.entry and fleet.ledger.entry.verb == "retire"):
+        return 0
+    now = min(sum(line.takes_traffic and fleet.site.answers(line.server) for line in item.lines.values()) for item in fleet.site.balancers)
+    sizes = [row.size for row in fleet.ledger.releases.values() if row.status in ("live", "open")]
+    return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
+
+
+def crash() -> None:
+    raise Crash
+
+
+def finish(fleet: Fleet) -> None:
+    """No more faults: within three runs the fleet heals, and then there is nothing left to do."""
+    fleet.site.events.clear()
+    for balancer in fleet.site.balancers:
+        balancer.reachable = True
+    fleet.site.pass_time()
+    for _ in range(3):
+        if attempt(fleet, Goal("heal")) == "reached" and not fleet.plans[-1].waves:
+            break
+    whole(fleet)
+
+
+def whole(fleet: Fleet) -> None:
+    site, ledger, definition = fleet.site, fleet.ledger, fleet.definition
+    assert not fleet.plan(Goal("heal")).waves
+    assert ledger.entry is None
+    rows = ledger.releases
+    serving = {box.instance.name for box in site.boxes.values() if box.instance.release == ledger.live}
+    assert len(serving) == (rows[ledger.live].size if ledger.live else 0)
+    for balancer in site.balancers:
+        assert {name: (line.server.weight, line.server.state) for name, line in balancer.lines.items()} == dict.fromkeys(serving, (100, "ready"))
+        assert set(balancer.fragment) == serving
+    others = {box.instance.release for box in site.boxes.values()} - {ledger.live}
+    assert len(others) <= definition.keep and all(rows[number].status == "standby" for number in others)
+    if definition.standby == "stopped":
+        assert all(box.instance.state == "stopped" for box in site.boxes.values() if box.instance.release in others)
+    assert len(set(ledger.reserved.values())) == len(ledger.reserved)
+
+
+pasts = st.one_of(st.just([]), st.lists(goals, max_size=3).map(lambda more: [release("shop:1"), *more]))
+
+
+@given(fleets, pasts, goals, instants, goals, instants, st.booleans(), st.booleans())
+@settings(max_examples=3000)
+def test_crashed_anywhere_and_planned_again(fleet: Fleet, past: list[Goal], goal: Goal, at: int, other: Goal, then: int, same: bool, at_once: bool) -> None:
+    """Killed at any instant; then the same command, or another one, killed as well; then nothing more happens to it."""
+    for item in past:
+        attempt(fleet, item)
+    fleet.site.events = {at: crash}
+    event(f"{goal.verb} {attempt(fleet, goal)}")
+    if not at_once:
+        fleet.site.pass_time()
+    fleet.site.events = {then: crash}
+    attempt(fleet, goal if same else other)
+    finish(fleet)
+
+
+@st.composite
+def misfortunes(draw: st.DrawFn) -> list[tuple[int, str, int]]:
+    """When, what, and to which: instances die, balancers vanish, come back, restart, lose what they knew; the controller is killed."""
+    kinds = st.sampled_from(["crash", "kill", "vanish", "return", "restart"])
+    return draw(st.lists(st.tuples(instants, kinds, st.integers(0, 7)), min_size=1, max_size=4))
+
+
+def strike(fleet: Fleet, kind: str, which: int) -> None:
+    site = fleet.site
+    balancer = site.balancers[which % len(site.balancers)]
+    if kind == "crash":
+        raise Crash
+    if kind == "kill":
+        names = sorted(box.instance.name for box in site.boxes.values() if box.instance.state == "running")
+        site.kill(names[which % len(names)]) if names else None
+    elif kind == "vanish":
+        balancer.reachable = False
+    elif kind == "return":
+        balancer.reachable = True
+    elif kind == "restart":
+        balancer.restart()
+
+
+@given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
+@settings(max_examples=3000)
+def test_the_world_falls_apart_meanwhile(fleet: Fleet, past: list[Goal], runs: list[tuple[Goal, list[tuple[int, str, int]], bool]]) -> None:
+    for item in past:
+        attempt(fleet, item)
+    for goal, faults, calm in runs:
+        fleet.site.events = {at: (lambda kind=kind, which=which: strike(fleet, kind, which)) for at, kind, which in faults}
+        event(f"{goal.verb} {attempt(fleet, goal)}")
+        if calm:
+            fleet.site.pass_time()
+    finish(fleet)
