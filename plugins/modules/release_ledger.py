@@ -39,7 +39,8 @@ options:
     default: {}
   record:
     description:
-      - The record of the undertaking that is open. C(wave K open) and C(wave K passed) with a number, C(commit), C(revert), C(retire) or C(done).
+      - The record of the undertaking that is open.
+      - One of C(wave K open) and C(wave K passed) with a number, C(commit), C(revert), C(retire) and C(done).
       - Required with O(state=recorded).
     type: str
     default: ""

@@ -306,18 +306,20 @@ class Ledger:
             )
 
     def _identity(self, connection: Any) -> Any:
+        if not connection.in_transaction():
+            connection.begin()  # outside of the try: a lock that cannot be had says nothing about the tables
         try:
             rows = connection.execute(sa.select(t.LEDGER)).all()
-        except (sa.exc.OperationalError, sa.exc.ProgrammingError):
+            cause = "is empty"
+        except (sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
             connection.rollback()
             if not connection.dialect.has_table(connection, t.LEDGER.name):
                 connection.rollback()
                 return None
-            rows = []
+            rows, cause = [], str(error.orig).splitlines()[0]
         if len(rows) != 1:
-            raise RefusedError(
-                f"ledger {self.name}", f"its table {t.LEDGER.name} is not one of phoenix.fleet", "Set fleet_ledger to a database of its own"
-            )
+            cause = f"its table {t.LEDGER.name} is not one of phoenix.fleet ({cause})"
+            raise RefusedError(f"ledger {self.name}", cause, "Set fleet_ledger to another database")
         if rows[0].version > t.VERSION:
             raise RefusedError(
                 f"ledger {self.name}", f"it was made by a later phoenix.fleet (tables {rows[0].version}, this one knows {t.VERSION})",
@@ -465,10 +467,10 @@ class _Book:
                 return
             raise RefusedError(f"fleet {self._fleet}", f"nothing is under way that a record {record} could belong to", "Run it again")
         written = _records(self._connection, self._fleet, entry.number)
+        if record == "commit" and ("revert" in written or entry.outcome != "live"):
+            raise RefusedError(f"fleet {self._fleet}", f"release {entry.target} was rejected, and is never promoted", "Release again")
         if record in ("commit", "revert") and record in written:
             return
-        if record == "commit" and "revert" in written:
-            raise RefusedError(f"fleet {self._fleet}", f"release {entry.target} was rejected, and is never promoted", "Release again")
         self._append(entry.number, record, reason, {"source": entry.source, "target": entry.target, "release": release or entry.target})
         if record == "commit":
             self._commit(entry)
@@ -523,10 +525,9 @@ class _Book:
         if release.number == plan.target < self._row["next_release"] and plan.verb != "release":
             self._mark(release.number, size=release.size)
             return
-        if release.number != self._row["next_release"]:
-            raise RefusedError(
-                f"fleet {self._fleet}", f"release {release.number} was taken meanwhile", f"Run again: the next is {self._row['next_release']}"
-            )
+        following = self._row["next_release"]
+        if release.number != following:
+            raise RefusedError(f"fleet {self._fleet}", f"release {release.number} was taken meanwhile", f"Run again, for {following}")
         self._insert(
             t.RELEASES, fleet=self._fleet, number=release.number, status="open", image=release.image, digest=release.digest,
             hash=release.hash, size=release.size, revision=release.revision, definition=_plain(release.definition), by=by,

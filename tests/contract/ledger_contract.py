@@ -1,0 +1,600 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every ledger keeps, whatever database it is in. A subclass has a fixture `place` that gives (url, state_dir) of a new one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import History, Instance, Plan, Release, Step
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tables
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import FIRST_SERVER, Lease, Ledger
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+Place = tuple[str, str]
+
+
+def release_plan(history: History, size: int = 2, fleet: str = "web", **changes: Any) -> Plan:
+    """What the planner makes of an ordinary release: the new ones created, the old ones kept."""
+    number = history.next_release
+    made = tuple(
+        Instance(f"{fleet}-r{number}-{slot}", "local", fleet, number, slot, "sha256:1", f"10.{len(fleet)}.{number}.{slot}", 80)
+        for slot in range(1, size + 1)
+    )
+    plan = Plan(
+        "release", history.live, number, waves=((Step("create", made), Step("commit", release=number)),),
+        release=Release(number, "open", f"shop:{number}", "sha256:1", "abc", size, revision="g1", definition={"port": 80}),
+        reasons=("image changed",),
+        servers={**history.servers, **{item.name: history.next_server + index for index, item in enumerate(made)}},
+        reserved={**{key: name for key, name in history.reserved.items() if name.startswith(f"{fleet}-")},
+                  **{f"local {item.address}": item.name for item in made}},
+    )
+    return replace(plan, **changes)
+
+
+def open_plan(ledger: Ledger, lease: Lease, make: Callable[[History], Plan] = release_plan) -> Plan:
+    with ledger.planning(lease) as view:
+        plan = make(view.history())
+        view.open(plan, "ann")
+    return plan
+
+
+def released(ledger: Ledger, lease: Lease) -> int:
+    plan = open_plan(ledger, lease)
+    ledger.record(lease, "commit")
+    ledger.record(lease, "done")
+    return plan.target
+
+
+def statuses(history: History) -> dict[int, str]:
+    return {item.number: item.status for item in history.releases}
+
+
+@contextmanager
+def changing(ledger: Ledger) -> Iterator[Any]:
+    """The database as somebody sees it who is not the collection."""
+    with ledger._engine.connect() as connection:
+        yield connection
+        connection.commit()
+
+
+class Holder:
+    """Another process that takes a fleet and keeps it until it is ended. error is what it was refused with."""
+
+    def __init__(self, place: Place, gate: tuple[int, int] | None = None) -> None:
+        told, tell = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.alarm(120)  # it never outlives a test that went wrong by much
+            try:
+                if gate is not None:
+                    os.close(gate[1])
+                    os.read(gate[0], 1)  # all of them start when the last of its other ends is closed
+                lease = Ledger(*place).acquire("web", "other@host")
+                os.write(tell, f"fence {lease.fence}".encode())
+            except BaseException as error:
+                os.write(tell, str(error).encode())
+                os._exit(1)
+            os.close(tell)
+            while True:
+                signal.pause()
+        os.close(tell)
+        self._told = told
+        self.ended = False
+
+    def answer(self) -> str:
+        text = b""
+        while part := os.read(self._told, 4096):
+            text += part
+        os.close(self._told)
+        return text.decode()
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+@contextmanager
+def holding(place: Place) -> Iterator[Holder]:
+    holder = Holder(place)
+    try:
+        assert holder.answer().startswith("fence")
+        yield holder
+    finally:
+        holder.end()
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+VERBS = ("release", "rollback", "abort", "commit", "revert", "retire", "done", "wave 1 open", "crash")
+
+
+class LedgerContract:
+    # Reading
+
+    def test_reading_creates_nothing(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        assert ledger.history("web") == History(ledger="", next_server=FIRST_SERVER)
+        assert (ledger.id, ledger.secret, ledger.fleets(), ledger.verify("web"), ledger.holder("web")) == ("", b"", [], [], None)
+        with ledger.planning(Lease(place[0], "web", 0, "", place[1])) as view:
+            assert view.history().next_release == 1
+        assert ledger.id == ""
+        assert not os.path.exists(place[1])
+
+    def test_an_id_and_a_secret_for_good(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        assert lease.ledger == ledger.id == Ledger(*place).id
+        assert len(ledger.secret) == 32
+        assert ledger.secret == Ledger(*place).secret
+        Ledger(*place).acquire("api", "me@here")
+        assert ledger.fleets() == ["api", "web"]
+
+    # The lease
+
+    def test_of_many_exactly_one_proceeds(self, place: Place) -> None:
+        gate = os.pipe()
+        holders = [Holder(place, gate) for _number in range(6)]
+        for end in gate:
+            os.close(end)
+        try:
+            answers = [holder.answer() for holder in holders]
+            assert answers.count("fence 1") == 1, answers
+            winner = holders[answers.index("fence 1")]
+            for answer in answers:
+                assert answer == "fence 1" or f"held by other@host pid {winner.pid} since 20" in answer, answer
+            assert Ledger(*place).history("web").fence == 1
+        finally:
+            for holder in holders:
+                holder.end()
+
+    def test_a_killed_holder_is_succeeded_at_once(self, place: Place) -> None:
+        with holding(place) as holder:
+            with pytest.raises(LeaseError, match=rf"pid {holder.pid} since .*, which is at work on this machine\. Wait for it"):
+                Ledger(*place).acquire("web", "me@here")
+            holder.send(signal.SIGKILL)  # and nobody has waited for it yet: a zombie holds nothing
+            until(lambda: Ledger(*place).holder("web") is None, "the killed holder still holds")
+            assert Ledger(*place).acquire("web", "me@here").fence == 2
+
+    def test_a_pid_that_came_to_mean_another_process_holds_nothing(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        ledger.acquire("web", "other@host", pid=os.getppid())
+        self._holder(ledger, replace(Process.of(os.getppid()), start="1"))
+        assert ledger.holder("web") is None
+        assert ledger.acquire("web", "me@here").fence == 2
+
+    def test_a_holder_that_cannot_be_seen_is_judged_by_its_deadline(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "other@container")
+        self._holder(ledger, replace(Process.of(os.getpid()), namespace="pid:[1]", pid=7))
+        with pytest.raises(LeaseError, match=r"held by other@container pid 7 since .* cannot be seen from here; .* ends in \d+ s"):
+            ledger.acquire("web", "me@here")
+        self._expire(ledger)
+        ledger.renew(lease)
+        with pytest.raises(LeaseError):
+            ledger.acquire("web", "me@here")
+        self._expire(ledger)
+        assert ledger.holder("web") is None
+        ledger.check(lease)  # past its deadline, but nobody came: it may go on, and is renewed by that
+        with pytest.raises(LeaseError):
+            ledger.acquire("web", "me@here")
+        self._expire(ledger)
+        assert ledger.acquire("web", "me@here").fence == 2
+        for act in (ledger.check, ledger.renew, lambda lease: ledger.record(lease, "done")):
+            with pytest.raises(LeaseError, match="has lost its lease 1: me@here took it over at"):
+                act(lease)
+
+    def test_takeover_takes_a_live_lease(self, place: Place) -> None:
+        with holding(place) as holder:
+            lease = Ledger(*place).acquire("web", "me@here", takeover=True)
+            assert lease.fence == 2
+            assert os.waitpid(holder.pid, os.WNOHANG) == (0, 0)  # its fence stops it, not we
+
+    def test_takeover_ends_a_stopped_holder(self, place: Place) -> None:
+        with holding(place) as holder:
+            holder.send(signal.SIGSTOP)
+            os.waitpid(holder.pid, os.WUNTRACED)
+            with pytest.raises(LeaseError, match=rf"was stopped \(SIGSTOP\).*kill -CONT {holder.pid}.*fleet_takeover=true"):
+                Ledger(*place).acquire("web", "me@here")
+            assert Ledger(*place).acquire("web", "me@here", takeover=True).fence == 2
+            assert os.WTERMSIG(os.waitpid(holder.pid, 0)[1]) == signal.SIGKILL
+            holder.ended = True
+
+    def test_the_same_run_may_take_it_anew(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        first = ledger.acquire("web", "me@here")
+        second = ledger.acquire("web", "me@here")
+        assert second.fence == first.fence + 1
+        with pytest.raises(LeaseError):
+            ledger.check(first)
+        ledger.give_back(first)  # what was lost cannot be given back
+        ledger.check(second)
+        ledger.give_back(second)
+        assert ledger.holder("web") is None
+        with pytest.raises(LeaseError, match="given back"):
+            ledger.check(second)
+
+    def test_fleets_are_held_apart(self, place: Place) -> None:
+        with holding(place):
+            assert Ledger(*place).acquire("api", "me@here").fence == 1
+
+    def test_a_ledger_that_was_replaced_is_noticed(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        for act in (ledger.check, ledger.renew, lambda lease: ledger.record(lease, "done")):
+            with pytest.raises(LeaseError, match="is no longer there"):
+                act(replace(lease, ledger="another"))
+        ledger.give_back(replace(lease, ledger="another"))
+        ledger.check(lease)
+
+    def _holder(self, ledger: Ledger, process: Process) -> None:
+        with changing(ledger) as connection:
+            connection.execute(sa.update(_tables.FLEETS).values(holder=_ledger.json.dumps(_ledger.asdict(process))))
+
+    def _expire(self, ledger: Ledger) -> None:
+        with changing(ledger) as connection:
+            connection.execute(sa.update(_tables.FLEETS).values(expires=ledger._clock(connection) - 1))
+
+    # Records
+
+    def test_a_release_becomes_live_and_its_predecessor_standby(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        assert released(ledger, lease) == 1
+        plan = open_plan(ledger, lease)
+        history = ledger.history("web")
+        assert history.entry is not None
+        assert (history.entry.verb, history.entry.source, history.entry.target, history.entry.records) == ("release", 1, 2, ("intent",))
+        assert (history.live, history.next_release, history.next_server) == (1, 3, FIRST_SERVER + 4)
+        assert statuses(history) == {1: "live", 2: "open"}
+        assert history.servers == plan.servers
+        assert history.reserved == plan.reserved
+        ledger.record(lease, "wave 1 open")
+        ledger.record(lease, "commit")
+        ledger.record(lease, "commit")  # the answer to the first one got lost
+        history = ledger.history("web")
+        assert history.entry is not None
+        assert history.entry.records == ("intent", "wave 1 open", "commit")
+        assert (history.live, statuses(history)) == (2, {1: "standby", 2: "live"})
+        ledger.record(lease, "done")
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert history.entry is None
+        release = history.releases[1]
+        assert (release.image, release.by, release.definition, release.reason) == ("shop:2", "ann", {"port": 80}, "")
+        assert release.started <= release.finished == history.since
+        assert ledger.verify("web") == []
+
+    def test_a_release_that_was_never_committed_has_failed(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        plan = open_plan(ledger, lease)
+        open_plan(ledger, lease, lambda history: Plan(
+            "abort", 1, 2, outcome="failed", release=plan.release, reasons=("web-r2-1 answered 500",), servers={}, reserved={}))
+        history = ledger.history("web")
+        assert history.entry is not None
+        assert history.entry.verb == "release"
+        assert history.reserved == plan.reserved  # until it is done
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, statuses(history), history.entry) == (1, {1: "live", 2: "failed"}, None)
+        assert history.releases[1].reason == "web-r2-1 answered 500"
+
+    def test_a_new_entry_closes_the_one_that_a_crash_left(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        open_plan(ledger, ledger.acquire("web", "me@here"))
+        lease = ledger.acquire("web", "me@here")
+        assert released(ledger, lease) == 2
+        history = ledger.history("web")
+        assert statuses(history) == {1: "failed", 2: "live"}
+        assert history.releases[0].reason == "given up for release by ann"
+
+    def test_going_on_keeps_the_records(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        open_plan(ledger, ledger.acquire("web", "me@here"))
+        lease = ledger.acquire("web", "me@here")
+        ledger.record(lease, "commit")
+        more = {"local 10.9.9.9": "web-r1-3"}
+        open_plan(ledger, lease, lambda history: Plan("release", 0, 1, again=True, servers=history.servers, reserved=more))
+        history = ledger.history("web")
+        assert history.entry is not None
+        assert history.entry.records == ("intent", "commit")
+        assert history.reserved == more
+
+    def test_a_reverted_release_is_never_promoted(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        open_plan(ledger, lease)
+        ledger.record(lease, "commit")
+        ledger.record(lease, "revert", "errors after the switch")
+        with pytest.raises(RefusedError, match="release 2 was rejected"):
+            ledger.record(lease, "commit")
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, statuses(history)) == (1, {1: "live", 2: "failed"})
+        assert history.releases[1].reason == "errors after the switch"
+
+    def test_a_rollback_revives_a_standby(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        released(ledger, lease)
+        open_plan(ledger, lease, lambda history: Plan("rollback", 2, 1, servers=history.servers, reserved=history.reserved))
+        assert statuses(ledger.history("web")) == {1: "standby", 2: "live"}
+        ledger.record(lease, "commit")
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, statuses(history), history.next_release) == (1, {1: "live", 2: "standby"}, 3)
+
+    def test_what_falls_out_of_retention_is_retired(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        released(ledger, lease)
+        old = tuple(Instance(f"web-r1-{slot}", "local", "web", 1, slot, "", "", 80) for slot in (1, 2))
+        kept = tuple(Instance(f"web-r2-{slot}", "local", "web", 2, slot, "", "", 80) for slot in (1, 2))
+
+        def make(history: History) -> Plan:
+            plan = release_plan(history)
+            return replace(plan, waves=(*plan.waves, (Step("retire", release=2), Step("stop", kept), Step("destroy", old))))
+
+        open_plan(ledger, lease, make)
+        ledger.record(lease, "commit")
+        ledger.record(lease, "retire", release=2)
+        assert statuses(ledger.history("web")) == {1: "standby", 2: "standby", 3: "live"}
+        ledger.record(lease, "done")
+        assert statuses(ledger.history("web")) == {1: "retired", 2: "standby", 3: "live"}
+
+    def test_retire_frees_everything_and_keeps_the_history(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        open_plan(ledger, lease, lambda history: Plan(
+            "retire", 1, 0, outcome="retired", servers=history.servers, reserved=history.reserved))
+        assert ledger.history("web").live == 1
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, history.since, history.servers, history.reserved, statuses(history)) == (0, "", {}, {}, {1: "retired"})
+        assert (history.next_release, history.next_server) == (2, FIRST_SERVER + 2)
+
+    def test_a_scale_changes_the_size(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        known = ledger.history("web").releases[0]
+        open_plan(ledger, lease, lambda history: Plan(
+            "scale", 1, 1, release=replace(known, size=5), servers=history.servers, reserved=history.reserved))
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, [(item.status, item.size) for item in history.releases]) == (1, [("live", 5)])
+
+    def test_what_was_taken_meanwhile_is_refused(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        web = ledger.acquire("web", "me@here")
+        api = ledger.acquire("api", "me@here")
+        before = ledger.history("web")
+        released(ledger, web)
+        with pytest.raises(RefusedError, match=r"release 1 was taken meanwhile\. Run again, for 2"):
+            open_plan(ledger, web, lambda history: release_plan(before))
+        with pytest.raises(RefusedError, match=r"local 10\.3\.1\.1 was taken meanwhile, by web-r1-1 of fleet web\. Run again"):
+            open_plan(ledger, api, lambda history: release_plan(history, reserved={"local 10.3.1.1": "api-r1-1"}))
+        assert ledger.history("api").entry is None  # nothing of a refused plan is left
+        assert ledger.history("api").reserved == ledger.history("web").reserved
+
+    def test_records_that_make_no_sense(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        with pytest.raises(InvalidError, match='record: "comit" is none of'):
+            ledger.record(lease, "comit")
+        with pytest.raises(RefusedError, match="nothing is under way"):
+            ledger.record(lease, "commit")
+        with pytest.raises(RefusedError, match="check mode"):
+            open_plan(ledger, Lease(place[0], "web", 0, "", place[1]))
+
+    def test_large_fleets(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        plan = open_plan(ledger, lease, lambda history: release_plan(history, size=10_000))
+        assert len(plan.reserved) == 10_000
+        history = ledger.history("web")
+        assert (history.reserved, history.servers) == (plan.reserved, plan.servers)
+
+    # The chain
+
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(number=st.integers(1, 8), harm=st.sampled_from(
+        ["delete", "insert", "number", "entry", "record", "reason", "data", "fence", "at", "hash", "swap"]))
+    def test_a_changed_record_is_found(self, place: Place, number: int, harm: str) -> None:
+        ledger = Ledger(*place)
+        fleet = f"web{len(ledger.fleets())}"
+        lease = ledger.acquire(fleet, "me@here")
+        for _count in range(3):
+            open_plan(ledger, lease, lambda history: release_plan(history, fleet=fleet, reserved={}))
+            ledger.record(lease, "commit")
+            ledger.record(lease, "done")
+        assert ledger.verify(fleet) == []
+        with changing(ledger) as connection:
+            mine = _tables.EVENTS.c.fleet == fleet
+            chosen = sa.and_(mine, _tables.EVENTS.c.number == number)
+            row = dict(connection.execute(sa.select(_tables.EVENTS).where(chosen)).one()._mapping)
+            if harm == "delete":
+                connection.execute(sa.delete(_tables.EVENTS).where(chosen))
+            elif harm == "insert":
+                connection.execute(sa.insert(_tables.EVENTS).values({**row, "number": 10}))
+            elif harm == "swap":
+                for one, other in ((number, 99), (number + 1, number), (99, number + 1)):
+                    connection.execute(sa.update(_tables.EVENTS).where(mine, _tables.EVENTS.c.number == one).values(number=other))
+            else:
+                value: Any = {"data": {"changed": 1}, "number": 77, "entry": 77, "fence": 77}.get(harm, "changed")
+                connection.execute(sa.update(_tables.EVENTS).where(chosen).values({harm: value}))
+        assert len(ledger.verify(fleet)) == 1
+
+    # Crashes and sequences
+
+    def test_a_crash_between_any_two_statements_leaves_all_or_nothing(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        acts: list[Callable[[Ledger, Lease], object]] = [
+            open_plan,
+            lambda ledger, lease: ledger.record(lease, "commit"),
+            lambda ledger, lease: ledger.record(lease, "done"),
+            open_plan,
+            lambda ledger, lease: ledger.record(lease, "commit"),
+            lambda ledger, lease: ledger.record(lease, "revert", "why"),
+            lambda ledger, lease: ledger.record(lease, "done"),
+            open_plan,
+            open_plan,
+        ]
+        lease = ledger.acquire("web", "me@here")
+        crashes = 0
+        for act in acts:
+            before = ledger.history("web")
+            for count in range(100):
+                if not self._crashes(place, lambda ledger, act=act: act(ledger, lease), count):
+                    break
+                crashes += 1
+                assert ledger.history("web") == before
+                assert ledger.verify("web") == []
+            assert ledger.history("web") != before
+            assert ledger.verify("web") == []
+        assert crashes > 5 * len(acts)
+        assert statuses(ledger.history("web")) == {1: "live", 2: "failed", 3: "failed", 4: "open"}
+
+    def test_a_crash_while_the_ledger_is_made(self, place: Place) -> None:
+        for count in range(100):
+            if not self._crashes(place, lambda ledger: ledger.acquire("web", "me@here", pid=os.getppid()), count):
+                break
+        assert count > 5
+        ledger = Ledger(*place)
+        assert ledger.history("web").fence == 1
+
+    def _crashes(self, place: Place, act: Callable[[Ledger], object], count: int) -> bool:
+        """Whether a process that does this is killed before the statement after `count` others; False: it came to its end."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ledger = Ledger(*place)
+                done = 0
+
+                def kill(*_arguments: object) -> None:
+                    nonlocal done
+                    if done == count:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    done += 1
+
+                sa.event.listen(ledger._engine, "before_cursor_execute", kill)
+                sa.event.listen(ledger._engine, "commit", kill)
+                act(ledger)
+            except BaseException as error:
+                os.write(2, f"{error}\n".encode())
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        assert status in (0, signal.SIGKILL), "the act failed: see its words above"
+        return status != 0
+
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(verbs=st.lists(st.sampled_from(VERBS), max_size=25))
+    def test_any_sequence_leaves_a_history_that_makes_sense(self, place: Place, verbs: list[str]) -> None:
+        ledger = Ledger(*place)
+        fleet = f"web{len(ledger.fleets())}"
+        lease = ledger.acquire(fleet, "me@here")
+        issued: dict[str, int] = {}
+        top = 1
+        for verb in verbs:
+            before = ledger.history(fleet)
+            lease = self._play(ledger, lease, before, verb)
+            history = ledger.history(fleet)
+            live = [item.number for item in history.releases if item.status == "live"]
+            assert live == ([history.live] if history.live else [])
+            assert bool(history.live) == bool(history.since)
+            assert [item.number for item in history.releases] == list(range(1, history.next_release))
+            openings = [item.number for item in history.releases if item.status == "open"]
+            assert openings == [] or (history.entry is not None and openings == [history.entry.target])
+            assert all(number == issued.setdefault(name, number) for name, number in history.servers.items())
+            assert len(set(issued.values())) == len(issued)
+            assert history.next_server > max(issued.values(), default=0)
+            assert history.next_release >= top and history.fence >= before.fence
+            top = history.next_release
+            failed = {item.number for item in before.releases if item.status in ("failed", "retired")}
+            if verb != "rollback":
+                assert failed <= {item.number for item in history.releases if item.status in ("failed", "retired")}
+            assert ledger.verify(fleet) == []
+
+    def _play(self, ledger: Ledger, lease: Lease, history: History, verb: str) -> Lease:
+        if verb == "crash":
+            return ledger.acquire(lease.fleet, "me@here")
+        if verb == "release":
+            open_plan(ledger, lease, lambda seen: release_plan(seen, fleet=lease.fleet, reserved={}))
+        elif verb == "abort":
+            if history.entry:
+                open_plan(ledger, lease, lambda seen: Plan("abort", seen.live, seen.entry.target if seen.entry else 0, outcome="failed"))
+        elif verb == "rollback":
+            standby = [item.number for item in history.releases if item.status == "standby"]
+            if standby:
+                open_plan(ledger, lease, lambda seen: Plan("rollback", seen.live, standby[-1], servers=seen.servers))
+        elif verb == "retire":
+            open_plan(ledger, lease, lambda seen: Plan("retire", seen.live, 0, outcome="retired", servers=seen.servers))
+        elif history.entry and history.entry.target or verb == "done":
+            try:
+                ledger.record(lease, verb, "why")
+            except RefusedError as error:
+                assert "nothing is under way" in str(error) or "rejected" in str(error)
+        return lease
+
+    def test_fleets_of_one_ledger_plan_at_the_same_time(self, place: Place) -> None:
+        names = ["a", "bb", "ccc", "dddd"]
+        children = []
+        Ledger(*place).acquire("web", "me@here")
+        for name in names:
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(120)
+                try:
+                    ledger = Ledger(*place)
+                    lease = ledger.acquire(name, "me@here")
+                    for _count in range(5):
+                        open_plan(ledger, lease, lambda history, name=name: release_plan(history, fleet=name))
+                        ledger.record(lease, "commit")
+                        ledger.check(lease)
+                        ledger.record(lease, "done")
+                except BaseException as error:
+                    os.write(2, f"{error!r}\n".encode())
+                    os._exit(1)
+                os._exit(0)
+            children.append(pid)
+        assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(names)
+        ledger = Ledger(*place)
+        for name in names:
+            history = ledger.history(name)
+            assert (history.live, history.next_release, len(history.reserved)) == (5, 6, 40)
+            assert ledger.verify(name) == []
+
+    def test_no_message_says_nothing(self, place: Place) -> None:
+        with holding(place), pytest.raises(FleetError) as caught:
+            Ledger(*place).acquire("web", "me@here")
+        assert caught.value.what and caught.value.cause and caught.value.remedy
