@@ -1,0 +1,644 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""A backend as it should be, and what it takes to get there: the fragment first, then the run-time API.
+
+`commands` and its neighbours are pure. `Backend` is the shell: it observes, writes, runs and waits. Everything is an idempotent
+difference between what is wanted and what HAProxy says, so that a reload, a restart or a kill at any moment loses nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shlex
+import socket as sockets
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+from .._errors import DeadlineError, FleetError, InvalidError, LeaseError, RefusedError
+from .._model import Balancer, Head, Server
+from . import _files as files
+from . import fragment as fragments
+from .client import STUCK, Client, Info, table
+from .fragment import Fragment
+
+MASTER_SOCKET = "/run/haproxy-master.sock"
+"""Where Debian's and Ubuntu's packages have it."""
+
+UNJUDGED = ("", "INI", "off")
+"""Words for a check that has not spoken yet: HAProxy sends traffic to such a server, dead or alive (facts 1.3)."""
+
+RELOAD_PATIENCE = 60.0
+CUT_PATIENCE = 5.0
+ROUNDS = 20
+
+
+# Pure: what HAProxy says, and what to tell it
+
+
+def read(name: str, states: str, stats: str) -> Tuple[Server, ...]:
+    """The servers of a backend, from `show servers state NAME` and `show stat -1 4 -1`, with the sessions of this process.
+
+    up follows facts 1.3: the last check passed (3), health is full (rise+fall-1), the server runs (2), checks are on and not paused.
+    The whole table is filtered by backend and server, since a front end may bear the backend's name.
+    """
+    rows = statistics(name, stats)
+    found = []
+    for row in table(states):
+        if len(row) < 19 or row[1] != name:
+            continue
+        stat = rows.get(row[3], {})
+        operation, admin, weight, verdict, health, checking = (int(row[index]) for index in (5, 6, 7, 11, 12, 13))
+        full = int(stat.get("check_rise") or 0) + int(stat.get("check_fall") or 0) - 1
+        check = (stat.get("check_status") or "").replace("* ", "")
+        found.append(Server(
+            name=row[3], address=row[4], port=int(row[18]), id=int(row[2]), weight=weight,
+            state="maint" if admin & 0x23 else "drain" if admin & 0x18 else "ready",
+            up=operation == 2 and verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in ("L4OK", "L6OK", "L7OK"),
+            check="none" if not checking & 0x2 else "off" if not checking & 0x4 else check,
+            sessions=int(stat.get("scur") or 0) + int(stat.get("qcur") or 0),
+        ))
+    return tuple(found)
+
+
+def statistics(name: str, text: str) -> Dict[str, Mapping[str, str]]:
+    """The rows of a backend's servers in `show stat`, by server. Raises RefusedError where that is no such table: no data is no zero."""
+    if not text.startswith("# pxname,svname,"):
+        raise RefusedError("HAProxy", f"its statistics cannot be read: {text[:80]!r}", "See whether its version is 2.6 or later.")
+    return {row["svname"]: row for row in csv.DictReader(io.StringIO(text[2:].strip())) if row["pxname"] == name}
+
+
+def commands(
+    backend: str, observed: Sequence[Server], desired: Sequence[Server], options: Mapping[str, Any],
+    version: Tuple[int, int] = (2, 6), stuck: Collection[str] = (),
+) -> List[str]:
+    """The next commands on the way from what is observed to what is desired; none where only waiting is left, or nothing.
+
+    Servers are added at weight 0 with their check on, weights rise before others fall, and a server that is not desired goes
+    through drain and maint, one round each and only while nobody is connected to it, before it is deleted. stuck names servers
+    that HAProxy 2.6 and 2.8 refused to delete: entering maint anew makes them drop their idle connections (facts 1.4).
+    """
+    seen = {server.name: server for server in observed}
+    wanted = {server.name: server for server in desired}
+    first: List[str] = []
+    rise: List[str] = []
+    fall: List[str] = []
+    last: List[str] = []
+    for server in desired:
+        path, now = f"{backend}/{server.name}", seen.get(server.name)
+        if now is None:
+            first += [f"add server {path} {fragments.address(server)} {fragments.tail(server, options)} weight 0", f"enable health {path}"]
+            first += [f"set server {path} state {server.state}"] if server.state != "maint" else []
+        elif same(now, server):
+            weight = server.weight if server.state == "ready" else 0
+            if now.check == "off":
+                first.append(f"enable health {path}")
+            if now.weight != weight:
+                (rise if weight > now.weight else fall).append(f"set server {path} weight {weight}")
+            if now.state != server.state:
+                (rise if server.state == "ready" else fall).append(f"set server {path} state {server.state}")
+    for server in observed:
+        if server.name not in wanted or not same(server, wanted[server.name]):
+            last += _leaving(f"{backend}/{server.name}", server, version, server.name in stuck)
+    return first + rise + fall + last
+
+
+def _leaving(path: str, now: Server, version: Tuple[int, int], stuck: bool) -> List[str]:
+    if now.state == "ready":
+        return [f"set server {path} weight 0", f"set server {path} state drain"]
+    if now.sessions:
+        return []
+    if now.state == "drain":
+        return [f"set server {path} state maint"]
+    anew = [f"set server {path} state drain", f"set server {path} state maint"] if stuck else []
+    return [*anew, *([f"wait 2s srv-removable {path}"] if version >= (3, 0) else []), f"del server {path}"]
+
+
+def same(one: Server, other: Server) -> bool:
+    """Whether two lines mean the same server: names alone do not make it so."""
+    return (one.name, one.address, one.port, one.id) == (other.name, other.address, other.port, other.id)
+
+
+def unproven(observed: Sequence[Server], desired: Sequence[Server]) -> Tuple[str, ...]:
+    """The names of servers that would take traffic before a check has said anything of them."""
+    seen = {server.name: server for server in observed}
+    names = []
+    for server in desired:
+        if server.state == "ready" and server.weight > 0:
+            now = seen.get(server.name)
+            if now is None or not same(now, server) or now.state == "maint" or (now.weight == 0 and not now.up and now.check in UNJUDGED):
+                names.append(server.name)
+    return tuple(names)
+
+
+def staged(observed: Sequence[Server], desired: Sequence[Server], names: Collection[str]) -> Tuple[Server, ...]:
+    """What is observed, with the unproven servers beside it at weight 0. One of another address leaves before its successor can come."""
+    wanted = {server.name: server for server in desired if server.name in names}
+    kept = [server for server in observed if server.name not in wanted]
+    clash = {server.name for server in observed if server.name in wanted and not same(server, wanted[server.name])}
+    return (*kept, *(replace(server, weight=0) for server in wanted.values() if server.name not in clash))
+
+
+def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head], takeover: bool) -> None:
+    """Raises RefusedError or LeaseError where the holder of this lease may not write here; with takeover it may, whosever the head is."""
+    what = f"backend {name} on {where}"
+    if head is None or not head.ledger:
+        return
+    if lease is None or not lease.ledger:
+        raise RefusedError(
+            what, f"it belongs to the fleet {head.fleet} (release {head.live} is live)",
+            "Change it with the fleet's playbooks, or pass their lease.",
+        )
+    if takeover:
+        return
+    if head.ledger != lease.ledger:
+        raise RefusedError(
+            what, f"it belongs to the ledger {head.ledger} (fleet {head.fleet}, release {head.live} is live), not to {lease.ledger}",
+            "If that ledger is lost or given up, take the backend over with fleet_adopt: true.",
+        )
+    if head.fleet != lease.fleet:
+        raise RefusedError(what, f"it belongs to the fleet {head.fleet}, not to {lease.fleet}", "Choose another backend with fleet_backend.")
+    if 0 < lease.fence < head.fence:
+        raise LeaseError(
+            what, f"a later run has the fence {head.fence}, this one {lease.fence}",
+            "Let the later run finish. If the ledger is older than this head, restored for example, take over with fleet_adopt: true.",
+        )
+
+
+# The shell
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One observation: who answered, whether it has the backend, and the backend's servers (up, check and sessions included)."""
+
+    info: Info
+    exists: bool
+    servers: Tuple[Server, ...]
+
+
+@dataclass
+class Outcome:
+    """What was done, in words and commands, and the fragment before and after."""
+
+    actions: List[str]
+    before: str = ""
+    after: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.actions)
+
+
+class Backend:
+    """One backend of one HAProxy. host is the balancer's name in messages.
+
+    master_socket None: the distribution's, where it belongs to the same HAProxy; "": none.
+    Every method raises UnreachableError where HAProxy does not answer, RefusedError where it, or a check of ours, says no.
+    """
+
+    def __init__(
+        self, name: str, socket: str, master_socket: Optional[str] = None, reload_command: str = "",
+        config: str = "/etc/haproxy/haproxy.cfg", config_dir: str = "/etc/haproxy/conf.d", host: str = "", check_mode: bool = False,
+    ) -> None:
+        if not fragments.NAME.fullmatch(name):
+            raise InvalidError([f"name: {name!r} is no name of a backend; use letters, digits, _ . : and -"])
+        self.name = name
+        self.host = host or sockets.gethostname()
+        self.what = f"backend {name} on {self.host}"
+        self.reload_command = reload_command
+        self.config = config
+        self.config_dir = config_dir
+        self.path = os.path.join(config_dir, f"{name}.cfg")
+        self.check_mode = check_mode
+        self.client = Client(socket)
+        self._find_master(master_socket)
+
+    def _find_master(self, wanted: Optional[str]) -> None:
+        path = MASTER_SOCKET if wanted is None and os.path.exists(MASTER_SOCKET) else wanted or ""
+        if not path:
+            return
+        self.client.master_path = path
+        pid = self.client.info().pid
+        deadline = time.monotonic() + 0.3
+        while pid not in self.client.workers()[0]:
+            # Between the worker's and the master's answer it may have been reloaded.
+            pid = self.client.info().pid
+            if time.monotonic() > deadline:
+                self.client.master_path = ""
+                if wanted:
+                    raise RefusedError(
+                        f"the sockets {self.client.path} and {path} on {self.host}", "they belong to different HAProxys",
+                        "Set haproxy_socket and haproxy_master_socket to those of one.",
+                    )
+                return
+            time.sleep(0.02)
+
+    # Observing
+
+    def observe(self) -> Balancer:
+        """The backend as it is now. Servers of a backend without our head, and adopted ones, are strangers.
+
+        A server that the fragment lists and HAProxy does not have, after a kill for example, is shown in state maint.
+        """
+        current = self._fragment()
+        seen = self.seen()
+        if current is None:
+            return Balancer(host=self.host, version=seen.info.version, strangers=seen.servers)
+        present = {server.name for server in seen.servers}
+        missing = tuple(replace(server, state="maint", check="not loaded") for server in current.servers if server.name not in present)
+        return Balancer(
+            host=self.host, version=seen.info.version, head=current.head,
+            servers=tuple(server for server in (*seen.servers, *missing) if server.name not in current.adopted),
+            strangers=tuple(server for server in seen.servers if server.name in current.adopted),
+        )
+
+    def seen(self, everywhere: bool = True) -> Seen:
+        """What HAProxy says of the backend; everywhere: sessions in all of its processes, not only in the current worker."""
+        info, (states, stats) = self.client.ask(f"show servers state {self.name}", "show stat -1 4 -1")
+        if "Can't find backend" in states:
+            return Seen(info, False, ())
+        servers = read(self.name, states, stats)
+        elsewhere = self._elsewhere(info, servers) if everywhere and servers else {}
+        return Seen(info, True, tuple(replace(server, sessions=server.sessions + elsewhere.get(server.name, 0)) for server in servers))
+
+    def _elsewhere(self, info: Info, servers: Sequence[Server]) -> Mapping[str, int]:
+        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections."""
+        if not self.client.master_path:
+            found = files.connections(info.pid, [(server.address, server.port) for server in servers])
+            return {server.name: found.get((server.address, server.port), 0) for server in servers}
+        count: Counter[str] = Counter()
+        for pid in self.client.workers()[0]:
+            if pid != info.pid:
+                stats = self.client.master(f"@!{pid} show stat -1 4 -1")
+                if "Can't find the target PID" in stats:
+                    continue  # it has ended meanwhile
+                for name, row in statistics(self.name, stats).items():
+                    count[name] += int(row["scur"] or 0) + int(row["qcur"] or 0)
+        return count
+
+    def _fragment(self) -> Optional[Fragment]:
+        text = files.read(self.path)
+        try:
+            found = fragments.parse(text) if text is not None else None
+        except RefusedError as error:
+            raise RefusedError(f"{self.path} on {self.host}", error.cause, error.remedy) from None
+        if found is not None and found.name != self.name:
+            raise RefusedError(f"{self.path} on {self.host}", f"it holds the backend {found.name}", f"Rename it to {found.name}.cfg.")
+        return found
+
+    # Acting
+
+    def stamp(self, lease: Head, adopt: bool = False) -> Outcome:
+        """Write the lease's ledger, fence and fleet into the head, so that an older holder's acts are refused from now on.
+
+        Where there is no fragment of ours there is nothing to protect and nothing is written. adopt takes over another ledger's
+        head, or one whose fence is higher than that ledger knows.
+        """
+        with files.locked(self.config_dir):
+            current = self._fragment()
+            if current is None:
+                return Outcome([])
+            admitted(self.name, self.host, current.head, lease, adopt)
+            outcome = Outcome([])
+            self._write(replace(current, head=_headed(current.head, lease)), outcome)
+            return outcome
+
+    def apply(
+        self, servers: Optional[Sequence[Server]] = None, options: Optional[Mapping[str, Any]] = None, lease: Optional[Head] = None,
+        live: Optional[int] = None, next_release: Optional[int] = None, adopt: bool = False, drain_timeout: float = 30,
+        wait_timeout: float = 60, on_progress: Callable[[str], None] = lambda text: None,
+    ) -> Outcome:
+        """Bring the backend to these servers and options; None leaves the ones that are there.
+
+        A server that no check has spoken of is first staged at weight 0 and waited for, at most wait_timeout seconds. A server that
+        is not listed is drained, at most drain_timeout seconds, and deregistered.
+        Raises besides InvalidError for bad input, LeaseError for a fence that is too low, DeadlineError for a wait.
+        """
+        outcome = Outcome([])
+        deadline = 0.0
+        while True:
+            with files.locked(self.config_dir):
+                seen, target = self._begin(options, lease, adopt)
+                servers = target.servers if servers is None else servers
+                self._judge(servers, target, seen, lease)
+                target = replace(target, head=_headed(target.head, lease, live, next_release))
+                cold = () if self.check_mode else unproven(seen.servers, servers)
+                aim = staged(seen.servers, servers, cold) if cold else servers
+                seen = self._settle(seen, fragments.with_servers(target, aim), outcome)
+            gone = [server.name for server in seen.servers if not any(same(server, item) for item in aim)]
+            if self.check_mode:
+                return outcome
+            if gone:
+                deadline = deadline or time.monotonic() + drain_timeout
+                if time.monotonic() > deadline + 2 * CUT_PATIENCE:
+                    raise DeadlineError(
+                        self.what, f"{', '.join(gone)} could not be deregistered in {drain_timeout:.0f} s",
+                        "See who is connected with: show sess, on HAProxy's socket. Run it again to go on.",
+                    )
+                outcome.actions += self.wait_idle(gone, max(0.0, deadline - time.monotonic()), on_progress)
+            elif cold:
+                self.wait_up(cold, wait_timeout)
+            else:
+                return outcome
+
+    def remove(self, lease: Optional[Head] = None, adopt: bool = False, drain_timeout: float = 30,
+               on_progress: Callable[[str], None] = lambda text: None) -> Outcome:
+        """Take the backend away: drained, without servers, then out of HAProxy by a reload.
+
+        An empty one stays while a front end refers to it.
+        """
+        current = self._fragment()
+        if current is None:
+            seen = self.seen()
+            if seen.servers:
+                raise RefusedError(self.what, "it is not ours and has servers", "Remove it where it was written.")
+            return Outcome([])
+        outcome = Outcome([], before=files.read(self.path) or "")
+        if current.servers or self.seen().servers:
+            outcome = self.apply((), lease=lease, live=0, adopt=adopt, drain_timeout=drain_timeout, on_progress=on_progress)
+        with files.locked(self.config_dir):
+            current = self._fragment() or current
+            admitted(self.name, self.host, current.head, lease, False)
+            info = self.client.info()
+            if files.validate(info.pid, self.path, None) is not None:
+                # A front end refers to it: without the backend HAProxy would not start.
+                self._write(replace(current, head=_headed(current.head, lease, 0)), outcome)
+                return outcome
+            outcome.actions.append(f"removed {self.path}")
+            outcome.after = ""
+            if not self.check_mode:
+                self._can_reload()
+                text = files.read(self.path)
+                files.remove(self.path)
+                self._reload(info, text, outcome, present=False)
+        return outcome
+
+    def _begin(self, options: Optional[Mapping[str, Any]], lease: Optional[Head], adopt: bool) -> Tuple[Seen, Fragment]:
+        """What there is: HAProxy's word, and the fragment, of which somebody else's backend has become one where it may."""
+        seen = self.seen()
+        current = self._fragment()
+        if current is not None:
+            admitted(self.name, self.host, current.head, lease, False)
+            current = replace(current, options=current.options if options is None else options)
+        else:
+            current = self._adopted(seen, options or {}, adopt)
+        foreign = [server.name for server in seen.servers if server.name in current.adopted]
+        if foreign and not adopt:
+            raise RefusedError(
+                self.what, f"it has servers of somebody else: {', '.join(foreign)}",
+                "Choose another backend with fleet_backend, or take it over with fleet_adopt: true.",
+            )
+        return seen, current
+
+    def _adopted(self, seen: Seen, options: Mapping[str, Any], adopt: bool) -> Fragment:
+        files.listed(seen.info.pid, self.path, self.config, self.config_dir)
+        for path in files.listing(seen.info.pid):
+            if os.path.realpath(path) == os.path.realpath(self.path):
+                continue
+            for section in fragments.sections(files.read(path) or ""):
+                if section.keyword in ("backend", "listen") and section.name == self.name:
+                    raise RefusedError(
+                        self.what, f"it stands in {path}, line {section.number}",
+                        f"Move that section into a file of its own, {self.path}, and reload HAProxy; or choose another fleet_backend.",
+                    )
+        text = files.read(self.path)
+        if seen.servers and (text is None or not adopt):
+            names = ", ".join(server.name for server in seen.servers)
+            raise RefusedError(
+                self.what, f"it has servers of somebody else{'' if text else ', in none of its files'}: {names}",
+                "Choose another backend with fleet_backend, or take it over with fleet_adopt: true." if text else "Reload HAProxy first.",
+            )
+        if text is None:
+            return Fragment(self.name, options=options)
+        return fragments.adopt(self.name, text, seen.servers, options)
+
+    def _judge(self, wanted: Sequence[Server], current: Fragment, seen: Seen, lease: Optional[Head]) -> None:
+        found = fragments.mistakes(self.name, wanted, current.options, seen.info.release)
+        if lease is not None and lease.ledger and not lease.fleet:
+            found.append("lease: it names no fleet")
+        if found:
+            raise InvalidError(found, f"backend {self.name}")
+
+    def _settle(self, seen: Seen, target: Fragment, outcome: Outcome) -> Seen:
+        """The fragment first, then the commands, until HAProxy says that only waiting is left. The lock is held."""
+        current = self._fragment()
+        if current is None or fragments.shape(current) != fragments.shape(target):
+            target = replace(target, stale=seen.info.identity)
+        due = not seen.exists or target.stale == seen.info.identity
+        if due:
+            self._can_reload()
+        before = self._write(target, outcome)
+        if self.check_mode:
+            outcome.actions += ["reloaded HAProxy"] if due else self._next(seen, target, ())
+            return seen
+        if due:
+            self._reload(seen.info, before, outcome, present=True)
+            seen = self.seen()
+        stuck: Set[str] = set()
+        for attempt in range(ROUNDS):
+            todo = self._next(seen, target, stuck)
+            if not todo:
+                return seen
+            if stuck:
+                time.sleep(0.02)  # idle connections are closed by the threads that own them
+            try:
+                replies = self.client.ask(*todo)[1]
+            except RefusedError:
+                # A reload within the batch makes its commands pointless: the new worker has loaded the fragment.
+                if self.client.info().identity == seen.info.identity or attempt == ROUNDS - 1:
+                    raise
+            else:
+                outcome.actions += todo
+                stuck |= {line.rpartition("/")[2] for line, reply in zip(todo, replies) if line.startswith("del ") and STUCK in reply}
+            seen = self.seen()
+        raise DeadlineError(
+            self.what, f"after {ROUNDS} rounds HAProxy still needs: {'; '.join(todo[:3])}",
+            "Look for somebody else who changes the backend at the same time.",
+        )
+
+    def _next(self, seen: Seen, target: Fragment, stuck: Collection[str]) -> List[str]:
+        return commands(self.name, seen.servers, target.servers, target.options, seen.info.release, stuck)
+
+    def _write(self, target: Fragment, outcome: Outcome) -> Optional[str]:
+        """Write the fragment where its text differs, after HAProxy has accepted it; returns the text before.
+
+        A fence alone is no change that anybody asked for, so that running a verb twice changes nothing the second time.
+        """
+        before, after = files.read(self.path), fragments.render(target)
+        outcome.before, outcome.after = outcome.before or before or "", after
+        if before == after:
+            return before
+        if before is None or _unfenced(before) != _unfenced(after):
+            outcome.actions.append(f"wrote {self.path}")
+        with files.candidate(self.path, after, elsewhere=self.check_mode) as path:
+            if before is None or _loaded(before) != _loaded(after):
+                pid = self.client.info().pid
+                files.listed(pid, self.path, self.config, self.config_dir)
+                complaint = files.validate(pid, self.path, path)
+                if complaint is not None:
+                    raise RefusedError(
+                        self.what, f"HAProxy does not accept the new configuration: {complaint}",
+                        "Nothing was changed. Correct fleet_haproxy, or the file that is named.",
+                    )
+            if not self.check_mode:
+                files.replace(path, self.path)
+        return before
+
+    def _can_reload(self) -> None:
+        if not self.client.master_path and not self.reload_command:
+            raise RefusedError(
+                self.what, "it takes a reload of HAProxy, and there is neither a master socket nor a reload command",
+                "Start HAProxy with -S /run/haproxy-master.sock, or set haproxy_reload_command, 'systemctl reload haproxy' for example.",
+            )
+
+    def _reload(self, old: Info, before: Optional[str], outcome: Outcome, present: bool) -> None:
+        """Reload; where that fails the former fragment (None: no file) returns, and HAProxy is reloaded back."""
+        outcome.actions.append("reloaded HAProxy")
+        try:
+            self._reload_once(old, present)
+        except FleetError as error:
+            files.restore(self.path, before)
+            try:
+                self._reload_once(self.client.info(), None)
+            except FleetError as second:
+                raise RefusedError(error.what, f"{error.cause}; the former {self.path} is back, but {second.cause}", error.remedy) from None
+            raise RefusedError(error.what, f"{error.cause}; the former {self.path} is back and loaded", error.remedy) from None
+
+    def _reload_once(self, old: Info, present: Optional[bool]) -> None:
+        what = f"the reload of HAProxy on {self.host}"
+        if self.client.master_path:
+            self.client.master("reload")
+        else:
+            done = subprocess.run(shlex.split(self.reload_command), capture_output=True, text=True, timeout=RELOAD_PATIENCE, check=False)
+            if done.returncode:
+                told = " ".join((done.stderr or done.stdout).split())[-300:]
+                raise RefusedError(what, f"{self.reload_command!r} ended with {done.returncode}: {told}", "See: journalctl -u haproxy")
+        deadline = time.monotonic() + RELOAD_PATIENCE
+        while True:
+            if self.client.master_path and self.client.workers()[1]:
+                raise RefusedError(what, "the new process did not start", "See: journalctl -u haproxy")
+            info, (states,) = self.client.ask(f"show servers state {self.name}")
+            if info.identity != old.identity:
+                exists = "Can't find backend" not in states
+                if present is None or exists == present:
+                    return
+                told = "has no" if present else "still has the"
+                raise RefusedError(what, f"the new process {told} backend {self.name}", "See which files HAProxy loads: its -f options.")
+            if time.monotonic() > deadline:
+                raise DeadlineError(what, f"no new process within {RELOAD_PATIENCE:.0f} s", "See: journalctl -u haproxy")
+            time.sleep(0.02)
+
+    # Waiting
+
+    def wait_up(self, names: Collection[str], timeout: float) -> None:
+        """Until HAProxy's own checks call each of these servers fully up. Raises DeadlineError saying what each of the others shows."""
+        deadline = time.monotonic() + timeout
+        while True:
+            servers = {server.name: server for server in self.seen(everywhere=False).servers}
+            missing = [name for name in names if name not in servers or not servers[name].up]
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                shown = ", ".join(f"{name} {_verdict(servers.get(name))}" for name in missing)
+                raise DeadlineError(
+                    self.what, f"after {timeout:.0f} s {len(missing)} of {len(names)} servers are not up: {shown}",
+                    "See the service's own log, and that this balancer reaches its address.",
+                )
+            time.sleep(0.02)
+
+    def wait_idle(self, names: Collection[str], timeout: float, on_progress: Callable[[str], None] = lambda text: None) -> List[str]:
+        """Until no process of HAProxy has a session with these servers; what is left at the deadline is cut, and returned in words.
+
+        timeout in seconds. on_progress gets one line when it is over: the counts on the way, and the time it took.
+        """
+        start = time.monotonic()
+        counts: List[int] = []
+        actions: List[str] = []
+        pause = 0.02
+        while True:
+            open_now = {server.name: server.sessions for server in self.seen().servers if server.name in names and server.sessions}
+            total = sum(open_now.values())
+            if not counts or counts[-1] != total:
+                counts.append(total)
+            waited = time.monotonic() - start
+            if not total or (actions and waited > timeout + CUT_PATIENCE):
+                break
+            if waited >= timeout and not actions:
+                self._cut(open_now)
+                actions = [f"cut {count} of {name}" for name, count in sorted(open_now.items())]
+                pause = 0.02
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.25)
+        told = " .. ".join(str(count) for count in _few(counts))
+        on_progress(", ".join([f"connections {told}  {time.monotonic() - start:.1f} s of {timeout:.0f}", *actions]))
+        return actions
+
+    def _cut(self, names: Collection[str]) -> None:
+        """End the sessions of these servers, in the current worker by one command each, in old ones one by one (facts 2, reload traps)."""
+        if self.check_mode:
+            return
+        info, _replies = self.client.ask(*(f"shutdown sessions server {self.name}/{name}" for name in sorted(names)))
+        if not self.client.master_path:
+            return
+        for pid in self.client.workers()[0]:
+            if pid != info.pid:
+                for line in self.client.master(f"@!{pid} show sess").splitlines():
+                    words = line.split()
+                    if f"be={self.name}" in words and any(f"srv={name}" in words for name in names):
+                        self.client.master(f"@!{pid} shutdown session {words[0].rstrip(':')}")
+
+
+def _headed(head: Head, lease: Optional[Head], live: Optional[int] = None, next_release: Optional[int] = None) -> Head:
+    """The head under this lease. A lease of check mode has the fence 0 and leaves the head's."""
+    made = replace(head, live=head.live if live is None else live, next=head.next if next_release is None else next_release)
+    if lease is not None and lease.ledger:
+        made = replace(made, ledger=lease.ledger, fence=lease.fence or head.fence, fleet=lease.fleet)
+    return made
+
+
+def _unfenced(text: str) -> str:
+    return re.sub(r'"fence": \d+', "", text, count=1)
+
+
+def _loaded(text: str) -> List[str]:
+    """The lines that HAProxy reads."""
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def _verdict(server: Optional[Server]) -> str:
+    if server is None:
+        return "is not registered"
+    return f"{server.check or 'unchecked'}" + ("" if server.state == "ready" else f" ({server.state})")
+
+
+def _few(counts: Sequence[int]) -> List[int]:
+    """The first, the last, and at most two between."""
+    return list(counts) if len(counts) < 5 else [counts[0], counts[len(counts) // 3], counts[2 * len(counts) // 3], counts[-1]]
+
+
+def standing(servers: Sequence[Mapping[str, Any]], observed: Sequence[Server]) -> Tuple[Server, ...]:
+    """Servers as a user lists them: an id that is not given is the observed one, or the next that is free, from 10001."""
+    known = {server.name: server.id for server in observed}
+    free = max([10000, *known.values(), *(int(item["id"]) for item in servers if item.get("id"))]) + 1
+    made: List[Server] = []
+    for item in servers:
+        number = item.get("id") or known.get(item["name"])
+        if not number:
+            number, free = free, free + 1
+        made.append(Server(
+            item["name"], item["address"], int(item["port"]), int(number),
+            100 if item.get("weight") is None else int(item["weight"]), item.get("state") or "ready",
+        ))
+    return tuple(made)
+
+

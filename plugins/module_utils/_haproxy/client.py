@@ -1,0 +1,240 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""HAProxy's command line interface (the `stats socket` and the master's). Standard library only, since it runs where HAProxy runs.
+
+Sources: facts 1.7, measured on HAProxy 2.6 to 3.4. A connection that was opened before a reload goes on talking to the old process,
+which answers "New server registered." and forgets it; so every batch has a connection of its own that begins with `show info`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import time
+from dataclasses import dataclass
+from typing import List, Optional, Tuple
+
+from .._errors import RefusedError, UnreachableError
+
+OLDEST = (2, 6)
+PROMPT = b"\n> "
+LONGEST = 8192
+"""Bytes of a command: half of HAProxy's default buffer, at whose end 3.4.0 splits a line and runs the rest as another command."""
+
+SICK = "See whether it runs: systemctl status haproxy"
+HINTS = (
+    ("Permission denied", "Give the socket 'level admin' on its stats socket line in HAProxy's global section."),
+    ("dynamic load balancing", "Use roundrobin, leastconn, random, first, or a hash with the line 'hash-type consistent'."),
+    ("non dynamic", "Use roundrobin, leastconn, random, first, or a hash with the line 'hash-type consistent'."),
+    ("unable to load", "Let HAProxy's configuration name the file too, so that it is loaded before HAProxy locks itself into its chroot."),
+    ("with the same", "Another server of the backend has this name or id: list it, or remove it."),
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """The worker that answers: its process id, its version and when it was started (seconds since 1970)."""
+
+    pid: int
+    version: str
+    started: int = 0
+
+    @property
+    def release(self) -> Tuple[int, int]:
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+
+    @property
+    def identity(self) -> str:
+        """Names this very process: a process id alone is used again."""
+        return f"{self.pid}:{self.started}"
+
+
+class Client:
+    """The admin socket of one HAProxy, and the master's where there is one (else "")."""
+
+    def __init__(self, path: str, master: str = "", timeout: float = 10.0) -> None:
+        self.path = path
+        self.master_path = master
+        self.timeout = timeout
+
+    def info(self) -> Info:
+        return self.ask()[0]
+
+    def ask(self, *commands: str) -> Tuple[Info, List[str]]:
+        """Run commands in the current worker, one in flight at a time; returns who answered, and the replies.
+
+        Raises RefusedError naming the command and the reply where HAProxy says no (see `accepted`; "" and tables are fine), and
+        UnreachableError where there is no answer, or only from a process that is stopping.
+        """
+        for command in commands:
+            safe(command)
+        deadline = time.monotonic() + self.timeout
+        while True:
+            with _Connection(self.path, deadline) as line:
+                info = _info(line.ask("show info"), self.path)
+                if info is not None:
+                    replies = []
+                    for command in commands:
+                        reply = line.ask(command)
+                        accepted(command, reply, self.path)
+                        replies.append(reply)
+                    return info, replies
+            if time.monotonic() > deadline:
+                raise UnreachableError(
+                    f"HAProxy at {self.path}", f"for {self.timeout:.0f} s only a process that is stopping has answered",
+                    "See whether it is being stopped: systemctl status haproxy",
+                )
+            time.sleep(0.01)
+
+    def master(self, command: str) -> str:
+        """One command for the master, `@!PID COMMAND` for a worker of its own; a master that is loading itself anew is waited for."""
+        safe(command)
+        deadline = time.monotonic() + self.timeout
+        with _Connection(self.master_path, deadline, interactive=False) as line:
+            return line.once(command)
+
+    def workers(self) -> Tuple[List[int], int]:
+        """The process ids of all workers, the current one first, and how many reloads in a row have failed."""
+        text = self.master("show proc")
+        pids = [int(row.split()[0]) for row in text.splitlines() if re.match(r"\d+\s+worker\s", row)]
+        failed = re.search(r"\[failed: (\d+)\]", text)
+        return pids, int(failed.group(1)) if failed else 0
+
+
+def safe(command: str) -> None:
+    """Raises RefusedError for what HAProxy would read as more than this one command (facts: `;`, a newline, `<<` and a backslash)."""
+    what = f"the command {command[:80]!r}"
+    if re.search(r"[;\\\x00-\x1f\x7f]|<<", command) or not command.isascii():
+        raise RefusedError(what, "it holds characters that would end it", "Use letters, digits, _ . : and - in names.")
+    if len(command) > LONGEST:
+        raise RefusedError(what, f"it has {len(command)} bytes, more than {LONGEST}", "Use shorter options of the server.")
+
+
+def accepted(command: str, reply: str, where: str = "") -> None:
+    """Raises RefusedError unless the reply is what HAProxy says when the command has done its work."""
+    if command.startswith("show "):
+        good = not reply.lstrip().startswith(("Unknown command", "Permission denied", "This command is restricted", "No such proxy"))
+    elif command.startswith("add server "):
+        good = "New server registered." in reply
+    elif command.startswith("del server "):
+        good = "Server deleted." in reply or STUCK in reply
+    elif command.startswith("wait "):
+        good = reply.strip().startswith(("Done.", "Failed."))
+    elif command.startswith("shutdown session "):
+        good = not reply.strip() or "No such session" in reply
+    else:
+        good = not reply.strip()
+    if not good:
+        told = " ".join(reply.split())[:300]
+        remedy = next((hint for sign, hint in HINTS if sign in reply), "")
+        raise RefusedError(f"HAProxy at {where}" if where else "HAProxy", f"it answered {told!r} to {command!r}", remedy)
+
+
+STUCK = "still has connections"
+"""In the reply to `del server` where a connection is left; not an error, but a reason to come again."""
+
+
+def table(text: str) -> List[List[str]]:
+    """The rows of a table that HAProxy prints, without its comments."""
+    return [row.split() for row in text.splitlines() if row.strip() and not row.startswith("#")]
+
+
+def _info(text: str, where: str) -> Optional[Info]:
+    """None where the process is stopping. Raises RefusedError for a version that cannot register servers."""
+    found = dict(re.findall(r"^([A-Za-z_-]+): ?(.*)$", text, re.M))
+    if not found.get("Pid", "").isdigit() or "Version" not in found:
+        accepted("set", text or "nothing", where)
+    if found.get("Stopping", "0") != "0":
+        return None
+    info = Info(int(found["Pid"]), found["Version"], int(found.get("Start_time_sec", "0") or 0))
+    if info.release < OLDEST:
+        raise RefusedError(f"HAProxy {info.version} at {where}", "it registers no servers while it runs", "Install HAProxy 2.6 or later.")
+    return info
+
+
+class _Connection:
+    """One connection to a CLI socket; retried until the deadline while HAProxy is restarting."""
+
+    def __init__(self, path: str, deadline: float, interactive: bool = True) -> None:
+        self.path = path
+        self.deadline = deadline
+        self.interactive = interactive
+
+    def __enter__(self) -> _Connection:
+        patience = min(self.deadline, time.monotonic() + 5.0)
+        while True:
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.socket.settimeout(max(0.1, self.deadline - time.monotonic()))
+            try:
+                self.socket.connect(self.path)
+                if self.interactive:
+                    self.socket.sendall(b"prompt\n")
+                    self._read()
+                return self
+            except (OSError, UnreachableError) as error:
+                self.socket.close()
+                if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+                    remedy = "Set ansible_become: true for this balancer, or run as root."
+                    raise RefusedError(f"HAProxy's socket {self.path}", "permission denied", remedy) from None
+                if time.monotonic() > patience:
+                    raise _silent(self.path, error) from None
+                time.sleep(0.02)
+
+    def __exit__(self, *_exc: object) -> None:
+        self.socket.close()
+
+    def ask(self, command: str) -> str:
+        try:
+            self.socket.sendall(command.encode() + b"\n")
+            return self._read()
+        except OSError as error:
+            raise UnreachableError(
+                f"HAProxy at {self.path}", f"no answer to {command!r}: {error}", SICK
+            ) from None
+
+    def _read(self) -> str:
+        # Replies are framed by the prompt: splitting at blank lines is not reliable (facts: `Server deleted.` has one newline or two).
+        data = b""
+        while not (data.endswith(PROMPT) or data == PROMPT[1:]):
+            piece = self.socket.recv(65536)
+            if not piece:
+                raise UnreachableError(f"HAProxy at {self.path}", "it closed the connection", SICK)
+            data += piece
+        return data[: -len(PROMPT)].decode(errors="replace") if len(data) >= len(PROMPT) else ""
+
+    def once(self, command: str) -> str:
+        """The reply up to the end of the connection: the master's prompt is another, and `reload` closes it without one."""
+        data = b""
+        try:
+            self.socket.sendall(command.encode() + b"\n")
+            self.socket.shutdown(socket.SHUT_WR)
+            while True:
+                piece = self.socket.recv(65536)
+                if not piece:
+                    break
+                data += piece
+        except OSError as error:
+            if command != "reload":
+                raise UnreachableError(
+                    f"HAProxy's master at {self.path}", f"no answer to {command!r}: {error}", SICK
+                ) from None
+        return data.decode(errors="replace")
+
+
+def _silent(path: str, error: Exception) -> UnreachableError:
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.ENOENT:
+        return UnreachableError(
+            f"HAProxy's socket {path}", "it does not exist",
+            "Start HAProxy, or set haproxy_socket to the path on its line 'stats socket PATH level admin'.",
+        )
+    if code == errno.ECONNREFUSED:
+        return UnreachableError(f"HAProxy's socket {path}", "nobody listens there", "Start HAProxy: systemctl start haproxy")
+    return UnreachableError(f"HAProxy's socket {path}", str(error), SICK)
+
