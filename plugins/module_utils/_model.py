@@ -253,6 +253,8 @@ class Plan:
     source and target are release numbers (0: none); release is the target as it will be recorded; outcome is the target's status
     once the plan is carried out (live, failed, retired). again: this plan only puts a former run right, and the goal needs
     another plan after it. servers and reserved are all that the fleet holds while the plan is carried out (see History).
+    silent are the balancers that gave no answer, which the steps leave out. closes: the entry is done when the plan is carried
+    out; otherwise (degraded: a silent balancer may still serve what ought to go) it stays open, and the run must end as failed.
     """
 
     verb: str
@@ -265,6 +267,8 @@ class Plan:
     again: bool = False
     servers: Mapping[str, int] = field(default_factory=dict, hash=False)
     reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
+    silent: Tuple[str, ...] = ()
+    closes: bool = True
 
 
 def to_dict(value: Any) -> Dict[str, Any]:
