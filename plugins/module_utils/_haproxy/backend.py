@@ -46,7 +46,7 @@ ROUNDS = 20
 
 
 def read(name: str, states: str, stats: str) -> Tuple[Server, ...]:
-    """The servers of a backend, from `show servers state NAME` and `show stat -1 4 -1`, with the sessions of this process.
+    """The servers of a backend, from `show servers state NAME` and `show stat`, with the sessions of this process.
 
     up follows facts 1.3: the last check passed (3), health is full (rise+fall-1), the server runs (2), checks are on and not paused.
     The whole table is filtered by backend and server, since a front end may bear the backend's name.
@@ -75,6 +75,12 @@ def statistics(name: str, text: str) -> Dict[str, Mapping[str, str]]:
     if not text.startswith("# pxname,svname,"):
         raise RefusedError("HAProxy", f"its statistics cannot be read: {text[:80]!r}", "See whether its version is 2.6 or later.")
     return {row["svname"]: row for row in csv.DictReader(io.StringIO(text[2:].strip())) if row["pxname"] == name}
+
+
+def counters(row: Mapping[str, str]) -> Tuple[int, int]:
+    """Requests and failures of a backend since its process started: of HTTP its 5xx, of TCP connections that were not made."""
+    total, failed = ("stot", "econ") if row.get("mode") == "tcp" else ("req_tot", "hrsp_5xx")
+    return int(row.get(total) or 0), int(row.get(failed) or 0)
 
 
 def commands(
@@ -166,7 +172,7 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
             "If that ledger is lost or given up, take the backend over with fleet_adopt: true.",
         )
     if head.fleet != lease.fleet:
-        raise RefusedError(what, f"it belongs to the fleet {head.fleet}, not to {lease.fleet}", "Choose another backend with fleet_backend.")
+        raise RefusedError(what, f"it belongs to the fleet {head.fleet}, not to {lease.fleet}", "Choose another fleet_backend.")
     if 0 < lease.fence < head.fence:
         raise LeaseError(
             what, f"a later run has the fence {head.fence}, this one {lease.fence}",
@@ -184,6 +190,8 @@ class Seen:
     info: Info
     exists: bool
     servers: Tuple[Server, ...]
+    requests: int = 0
+    failures: int = 0
 
 
 @dataclass
@@ -191,7 +199,7 @@ class Outcome:
     """What was done, in words and commands, and the fragment before and after."""
 
     actions: List[str]
-    before: str = ""
+    before: Optional[str] = None
     after: str = ""
 
     @property
@@ -252,24 +260,30 @@ class Backend:
         """
         current = self._fragment()
         seen = self.seen()
+        told: Dict[str, Any] = {
+            "host": self.host, "version": seen.info.version, "pid": seen.info.pid, "requests": seen.requests, "failures": seen.failures,
+        }
         if current is None:
-            return Balancer(host=self.host, version=seen.info.version, strangers=seen.servers)
+            return Balancer(**told, strangers=seen.servers)
         present = {server.name for server in seen.servers}
         missing = tuple(replace(server, state="maint", check="not loaded") for server in current.servers if server.name not in present)
         return Balancer(
-            host=self.host, version=seen.info.version, head=current.head,
+            **told, head=current.head,
             servers=tuple(server for server in (*seen.servers, *missing) if server.name not in current.adopted),
             strangers=tuple(server for server in seen.servers if server.name in current.adopted),
         )
 
     def seen(self, everywhere: bool = True) -> Seen:
         """What HAProxy says of the backend; everywhere: sessions in all of its processes, not only in the current worker."""
-        info, (states, stats) = self.client.ask(f"show servers state {self.name}", "show stat -1 4 -1")
+        info, (states, stats) = self.client.ask(f"show servers state {self.name}", "show stat -1 6 -1")
         if "Can't find backend" in states:
             return Seen(info, False, ())
         servers = read(self.name, states, stats)
         elsewhere = self._elsewhere(info, servers) if everywhere and servers else {}
-        return Seen(info, True, tuple(replace(server, sessions=server.sessions + elsewhere.get(server.name, 0)) for server in servers))
+        return Seen(
+            info, True, tuple(replace(server, sessions=server.sessions + elsewhere.get(server.name, 0)) for server in servers),
+            *counters(statistics(self.name, stats).get("BACKEND", {})),
+        )
 
     def _elsewhere(self, info: Info, servers: Sequence[Server]) -> Mapping[str, int]:
         """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections."""
@@ -475,7 +489,8 @@ class Backend:
         A fence alone is no change that anybody asked for, so that running a verb twice changes nothing the second time.
         """
         before, after = files.read(self.path), fragments.render(target)
-        outcome.before, outcome.after = outcome.before or before or "", after
+        outcome.before = (before or "") if outcome.before is None else outcome.before
+        outcome.after = after
         if before == after:
             return before
         if before is None or _unfenced(before) != _unfenced(after):
