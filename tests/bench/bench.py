@@ -125,8 +125,9 @@ def measure(method: str, size: int, runs: int, engine: Engine, folder: Path, ref
 
 def done(engine: Engine, balancer: Balancer, images: list[str], servers: int) -> None:
     """All methods have the same to do: raises LabError unless exactly these containers run and so many servers take traffic."""
-    until(lambda: sorted(engine.serving()) == sorted(images), f"nothing but {len(images)} running containers of {images[0]}")
-    until(lambda: balancer.serving() == servers, f"{servers} servers in HAProxy")
+    want = sorted(images)
+    until(lambda: sorted(engine.serving()) == want, lambda: f"the containers to be {want}, they are {sorted(engine.serving())}")
+    until(lambda: balancer.serving() == servers, lambda: f"{servers} servers in HAProxy, {balancer.ask('show servers state')}")
 
 
 def summary(method: str, size: int, measured: list[Measured], limit: float) -> dict[str, Any]:

@@ -88,12 +88,12 @@ def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Polls until the condition is truthy, and returns what it was. Raises LabError."""
+def until(condition: Callable[[], Any], what: Callable[[], str], seconds: float = 60) -> Any:
+    """Polls until the condition is truthy, and returns what it was. Raises LabError with what was waited for."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
-            raise LabError(f"not within {seconds:.0f} s: {what}")
+            raise LabError(f"waited {seconds:.0f} s for {what()}")
         time.sleep(0.05)
     return result
 
@@ -145,7 +145,7 @@ def isolated(main: Callable[[Path], int]) -> int:
     finally:
         process.kill()
         process.wait()
-        until(lambda: removed(folder), f"{folder} removed")
+        until(lambda: removed(folder), lambda: f"{folder} to be removed")
         for group in Path("/sys/fs/cgroup").glob(f"**/{os.path.basename(folder)}"):
             for path, _, _ in os.walk(group, topdown=False):
                 os.rmdir(path)
@@ -173,7 +173,7 @@ class Engine:
         command = ["dockerd", "--data-root", f"{folder}/engine", "--cgroup-parent", folder.name, "--log-level", "warn"]
         with open(folder / "dockerd.log", "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        self.api = until(self.connect, f"an engine; see {folder}/dockerd.log")
+        self.api = until(self.connect, lambda: "the engine:\n" + (folder / "dockerd.log").read_text())
         for version in VERSIONS:
             entry = f'CMD ["/usr/sbin/nginx", "-c", "/etc/nginx/{version}.conf"]'
             run("docker", "import", "--change", entry, ROOTFS, f"nginx:{version}")
@@ -205,11 +205,12 @@ class Engine:
             with socket.socket() as connection:
                 return "" if connection.connect_ex((address, 80)) else address
 
-        return container, until(listening, f"{image} listens")
+        return container, until(listening, lambda: f"{image} to listen")
 
     def serving(self) -> list[str]:
-        """The images of all containers, running or not; a container that does not run counts by its state."""
-        return [c["Image"] if c["State"] == "running" else c["State"] for c in self.api.containers(all=True)]
+        """The image of each container that runs, and the state of each that does not."""
+        tags = {image["Id"]: image["RepoTags"][0] for image in self.api.images()}
+        return [tags[c["ImageID"]] if c["State"] == "running" else c["State"] for c in self.api.containers(all=True)]
 
     def clear(self) -> None:
         if self.api.info()["Swarm"]["LocalNodeState"] != "inactive":
@@ -232,7 +233,7 @@ class Balancer:
         command = ["haproxy", "-W", *control, "-f", f"{folder}/haproxy.cfg", "-f", f"{folder}/conf.d"]
         with open(folder / "haproxy.log", "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        until(lambda: "\nPid:" in self.ask("show info"), f"HAProxy; see {folder}/haproxy.log")
+        until(lambda: "\nPid:" in self.ask("show info"), lambda: "HAProxy:\n" + (folder / "haproxy.log").read_text())
 
     def ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
