@@ -11,7 +11,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterable, List, Optional, Tuple, TypeVar
 
-from ._errors import FleetError
+from ._errors import FleetError, InvalidError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,8 +21,8 @@ LIMIT = 8
 def each(work: Callable[[T], R], items: Iterable[T], limit: int = LIMIT) -> List[R]:
     """The results of `work` for all items, in their order, at most `limit` at a time.
 
-    All are tried, also where some fail. Then raises the FleetError of a single failure, or for several one error of
-    their class (FleetError where they differ) whose cause has a line for each. Other exceptions are defects and pass as they are.
+    All are tried, also where some fail. Then raises what `together` makes of the FleetErrors. Other exceptions are defects
+    and pass as they are.
     """
     everything = list(items)
     if len(everything) < 2:
@@ -43,13 +43,17 @@ def each(work: Callable[[T], R], items: Iterable[T], limit: int = LIMIT) -> List
 
 
 def together(failures: List[FleetError], of: int) -> FleetError:
-    """One error for all of `failures`; `of` is how many were tried."""
+    """One error for all of `failures`, with a line for each in its cause; `of` is how many were tried.
+
+    It is of their class, and has their remedy, where they have one in common.
+    """
     if len(failures) == 1:
         return failures[0]
-    kinds = {type(error) for error in failures}
-    kind = kinds.pop() if len(kinds) == 1 else FleetError
-    lines = list(dict.fromkeys(str(error) for error in failures))
-    text = "\n".join(["", *(f"  {line}" for line in lines)])
-    if issubclass(kind, FleetError) and kind.__init__ is FleetError.__init__:
-        return kind(f"{len(failures)} of {of} failed", text)
-    return FleetError(f"{len(failures)} of {of} failed", text)
+    if all(isinstance(error, InvalidError) for error in failures):
+        return InvalidError(list(dict.fromkeys(line for error in failures if isinstance(error, InvalidError) for line in error.mistakes)))
+    classes = [error.__class__.__mro__ for error in failures]
+    kind = next(item for item in classes[0] if item.__module__ == FleetError.__module__ and all(item in others for others in classes))
+    remedies = {error.remedy for error in failures}
+    remedy = remedies.pop() if len(remedies) == 1 else ""
+    lines = [f"{error.what}: {error.cause}" if remedy else str(error) for error in failures]
+    return kind(f"{len(failures)} of {of} failed", "\n".join(["", *(f"  {line}" for line in dict.fromkeys(lines))]), remedy)

@@ -27,6 +27,12 @@ try:
     from docker.errors import APIError, DockerException, TLSParameterError
     from docker.tls import TLSConfig
     from requests.exceptions import RequestException
+
+    class Client(sdk.APIClient):
+        """The SDK's client, for which the authority that it was given counts: by itself REQUESTS_CA_BUNDLE outranks that (measured)."""
+
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            return super().merge_environment_settings(url, proxies, stream, self.verify if verify is None else verify, cert)
 except ImportError:
     sdk = None  # type: ignore[assignment]
 
@@ -130,7 +136,7 @@ class Engine:
         self.registry = registry
         tls = self._tls(site["tls"]) if site.get("tls") and self.url.startswith("tcp://") else False
         try:
-            self.client: Any = sdk.APIClient(
+            self.client: Any = Client(
                 base_url=self.url, tls=tls, timeout=TIMEOUT, version="auto", num_pools=LIMIT, max_pool_size=LIMIT,
                 use_ssh_client=self.url.startswith("ssh://"),
             )
@@ -231,7 +237,8 @@ def why(url: str, error: BaseException) -> Tuple[str, str]:
     for item in inside:
         if isinstance(item, ssl.SSLError) or "SSLError" in type(item).__name__:
             remedy = "Check fleet_docker.tls: the CA of the engine's certificate, and a client certificate that the engine accepts"
-            return f"TLS failed: {item}", remedy
+            said = re.search(r"\[SSL[^\]]*\][^()']*", str(item))
+            return f"TLS failed: {said.group().strip() if said else item}", remedy
     for item in inside:
         if isinstance(item, PermissionError):
             remedy = "Add this user to the group that owns the socket and log in again, or name another engine in fleet_docker.hosts"
@@ -251,7 +258,7 @@ def why(url: str, error: BaseException) -> Tuple[str, str]:
         return f"no answer within {TIMEOUT} s", "Check that the engine's host is up and not overloaded (docker info there)"
     if url.startswith("ssh://"):
         return text, f"Try: ssh {url} docker version (keys and known_hosts must be in place, since nobody can be asked)"
-    if "client sent an HTTP request to an HTTPS server" in text or "malformed HTTP" in text:
+    if "HTTP request to an HTTPS server" in text or "malformed HTTP" in text:
         return "the engine wants TLS", "Set fleet_docker.tls"
     return text, "Check that the engine runs there: docker info"
 

@@ -205,7 +205,8 @@ class DockerProvider:
         if not self._image(engine, blueprint) and (is_id(blueprint.image.digest) or options.get("pull") == "never"):
             reason = "fleet_docker.pull is never" if options.get("pull") == "never" else "it is in no registry"
             cause = f"engine {engine.name} does not have {blueprint.image.digest}, and {reason}"
-            raise RefusedError(f"image {blueprint.image.reference}", cause, "Build or load it there")
+            remedy = "Load the very image there (docker save, docker load), since another build has another id; or use a registry"
+            raise RefusedError(f"image {blueprint.image.reference}", cause, remedy)
         if not options.get("memory"):
             return
         names = {item.name for item in instances}
