@@ -46,7 +46,10 @@ _TIME = {
     "type": "str", "pattern": r"[1-9][0-9]{0,8}(us|ms|s|m|h|d)", "noun": "a time of HAProxy",
     "remedy": "write it with its unit, such as 500ms or 2s",
 }
-_WORD = {"type": "str", "pattern": r"[^\s\x00-\x1f\x7f'\"\\#$;]+", "noun": "one word", "remedy": "write it without spaces, quotes, #, $ and ;"}
+_WORD = {
+    "type": "str", "pattern": r"[^\s\x00-\x1f\x7f'\"\\#$;]+", "noun": "one word",
+    "remedy": "write it without spaces, quotes, #, $ and ;",
+}
 _FILE = {**_WORD, "pattern": "/" + _WORD["pattern"], "noun": "an absolute path", "remedy": "write where the file is on the balancer"}
 _COOKIE = {"type": "str", "pattern": r"[A-Za-z0-9_-]{1,64}", "noun": "the name of a cookie", "remedy": "write letters, digits, _ and -"}
 _SECONDS = {"type": "int", "range": (0, 86400), "noun": "a number of seconds"}
