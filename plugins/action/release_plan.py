@@ -42,9 +42,9 @@ class ActionModule(FleetAction):
             pools=tuple(from_dict(Pool, item) for item in params["pools"]),
         )
         with guarded(params["lease"]):
-            return self._decide(definition, world, params, task_vars)
+            return self._decide(definition, world, params)
 
-    def _decide(self, definition: Definition, world: World, params: Mapping[str, Any], task_vars: Mapping[str, Any]) -> Result:
+    def _decide(self, definition: Definition, world: World, params: Mapping[str, Any]) -> Result:
         lease = params["lease"]
         ledger = Ledger(definition.ledger, definition.state_dir)
         goal = _goal(params, definition_hash(definition, ledger.secret))
@@ -59,18 +59,18 @@ class ActionModule(FleetAction):
             provider.preflight(created, Blueprint(image=image, options=definition.options))
         check = bool(self._task.check_mode)
         if made.waves and not check:
-            made = self._open(ledger, definition, world, goal, params, _by(task_vars))
+            made = self._open(ledger, definition, world, goal, params)
         result = _result(definition, history, made)
         result["opened"] = bool(made.waves) and not check and bool(lease)
         if self._task.diff:
             result["diff"] = {"prepared": "\n".join(_story.wave_lines(made.waves))}
         return result
 
-    def _open(self, ledger: Ledger, definition: Definition, world: World, goal: Goal, params: Mapping[str, Any], who: str) -> Plan:
+    def _open(self, ledger: Ledger, definition: Definition, world: World, goal: Goal, params: Mapping[str, Any]) -> Plan:
         """Plan once more inside the ledger's transaction, so that the numbers and addresses are still free when they are written."""
         with ledger.planning(from_dict(Lease, params["lease"])) as view:
             made = _told(plan(definition, world, view.history(), goal), recorded(definition, ledger.secret))
-            view.open(made, who)
+            view.open(made, str(params["lease"]["holder"]).rpartition(" pid ")[0])
         return made
 
 
@@ -87,11 +87,6 @@ def _told(made: Plan, definition: Mapping[str, Any]) -> Plan:
     if made.release is None or made.release.definition:
         return made
     return replace(made, release=replace(made.release, definition={**definition, "size": made.release.size}))
-
-
-def _by(task_vars: Mapping[str, Any]) -> str:
-    """Who asks: AWX's user where there is one, else the login on this machine."""
-    return str(task_vars.get("awx_user_name") or task_vars.get("tower_user_name") or os.environ.get("SUDO_USER") or os.environ.get("USER") or os.getuid())
 
 
 def _result(definition: Definition, history: History, made: Plan) -> Result:

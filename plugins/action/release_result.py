@@ -21,6 +21,7 @@ ARGUMENTS: Dict[str, Any] = {
     "after": {"type": "list", "elements": "dict", "default": []},
     "failure": {"type": "dict", "default": {}},
     "undoing": {"type": "dict", "default": {}},
+    "folder": {"type": "str", "default": ""},
 }
 
 
@@ -31,23 +32,21 @@ class ActionModule(FleetAction):
         definition = from_dict(Definition, params["definition"])
         plan = _plan(params["plan"])
         after = _balancers(params["after"])
+        began = float(params["lease"].get("monotonic") or time.monotonic())
         lines, message = _story.ending(
-            definition, plan, _balancers(params["before"]), after, time.monotonic() - float(params["lease"].get("monotonic") or time.monotonic()),
+            definition, plan, _balancers(params["before"]), after, time.monotonic() - began,
             failure=_story.reason(params["failure"]) if params["failure"] else "",
             undoing=_story.reason(params["undoing"]) if params["undoing"] else "",
-            folder=params["plan"].get("folder", "") if params["plan"].get("made") else "",
+            folder=params["folder"],
             check=bool(self._task.check_mode),
         )
         for line in lines:
             self.say(f"{definition.name}  {line}")
-        outcome = {
-            "fleet": definition.name, "verb": plan.verb, "live": _story.serving(after), "release": to_dict(plan.release) if plan.release else {},
-            "planned": bool(plan.waves), "failed": bool(message), "message": message or "; ".join(lines),
-        }
-        result: Result = {"changed": False, **outcome, "ansible_stats": _stats(outcome)}
+        outcome = {"fleet": definition.name, "verb": plan.verb, "live": _story.serving(after), "planned": bool(plan.waves)}
         if message:
-            result["msg"] = message
-        return result
+            return {"failed": True, "msg": message, **outcome}
+        outcome.update(release=to_dict(plan.release) if plan.release else {}, message="; ".join(lines))
+        return {"changed": False, **outcome, "ansible_stats": _stats(outcome)}
 
 
 def _stats(outcome: Mapping[str, Any]) -> Dict[str, Any]:

@@ -46,6 +46,10 @@ options:
     description: The same for what failed while the failure was being undone.
     type: dict
     default: {}
+  folder:
+    description: Where the last words of the instances that were taken away are kept.
+    type: str
+    default: ""
 attributes:
   check_mode:
     support: full
@@ -105,6 +109,8 @@ def main() -> None:
             "after": {"type": "list", "elements": "dict", "default": []},
             "failure": {"type": "dict", "default": {}},
             "undoing": {"type": "dict", "default": {}},
+            "folder": {"type": "str", "default": ""},
+    "folder": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )

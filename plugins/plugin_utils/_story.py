@@ -27,7 +27,8 @@ def plan_lines(definition: Definition, history: History, plan: Plan) -> Lines:
         releases[plan.release.number] = plan.release
     if not plan.waves:
         live = releases.get(plan.target or history.live)
-        return [f"{_title(live)} is live as asked for: nothing to do" if live else "there is nothing to do"] + [f"why: {item}" for item in plan.reasons]
+        first = f"{_title(live)} is live as asked for: nothing to do" if live else "there is nothing to do"
+        return [first, *(f"why: {item}" for item in plan.reasons)]
     source, target = releases.get(plan.source), releases.get(plan.target)
     if plan.outcome == "live":
         arrow = f"{_title(source)} -> {_title(target)}" if source and source != target else _title(target)
@@ -104,19 +105,25 @@ def ending(
 def _failed(
     definition: Definition, plan: Plan, after: Sequence[Balancer], live: int, failure: str, undoing: str, folder: str,
 ) -> Tuple[Lines, str]:
-    target = f"r{plan.target} of fleet {definition.name}" if plan.target and plan.target != live else f"fleet {definition.name}"
     lines = failure.splitlines()
-    message = [f"{target} did not go live: {lines[0].rstrip('.')}" if live != plan.target or not plan.target else f"{target} went live, and then: {lines[0]}"]
+    cause = lines[0].rstrip(" .:")
+    if plan.target and plan.target != live:
+        message = [f"r{plan.target} of fleet {definition.name} did not go live: {cause}"]
+    elif plan.waves:
+        message = [f"fleet {definition.name}, {plan.verb}: {cause}"]
+    else:
+        message = [cause]
     if live:
-        up = ", ".join(f"{item.host} {sum(server.up and server.weight > 0 for server in item.servers)} up" for item in after if item.reachable)
-        message.append(f"r{live} serves ({up})")
+        up = {item.host: sum(server.up and server.weight > 0 for server in item.servers) for item in after if item.reachable}
+        message.append(f"r{live} serves ({', '.join(f'{count} up on {host}' for host, count in up.items())})")
     elif after:
         message.append("nothing is live")
     if undoing:
         message.append(f"undoing failed as well ({undoing.splitlines()[0].rstrip('.')}): the next run finishes it")
     if folder:
         message.append(f"last words of its instances: {folder}")
-    return lines[1:], ". ".join(message)
+    # The logs were shown where they were read, and stand in the folder: here only who failed, and how.
+    return [line.strip() for line in lines[1:] if "| " not in line[:12] and not line.endswith("its log ends:")], ". ".join(message)
 
 
 def serving(balancers: Sequence[Balancer]) -> int:
