@@ -167,6 +167,7 @@ class Release:
 
     status: open (being made), live, standby, failed, retired. hash is that of the definition's part that shapes an
     instance; definition is that part itself, without secrets. Times are ISO 8601 in UTC.
+    committed grows with every commit of the fleet (0: it was never live), so it tells the order where clocks cannot.
     """
 
     number: int
@@ -181,6 +182,7 @@ class Release:
     started: str = ""
     finished: str = ""
     reason: str = ""
+    committed: int = 0
 
 
 @dataclass(frozen=True)

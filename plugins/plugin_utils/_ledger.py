@@ -305,7 +305,7 @@ class Ledger:
                 "Set fleet_state_dir to a local folder, or fleet_ledger to the URL of a PostgreSQL database",
             )
 
-    def _identity(self, connection: Any) -> Any:
+    def _identity(self, connection: Any, anew: bool = False) -> Any:
         if not connection.in_transaction():
             connection.begin()  # outside of the try: a lock that cannot be had says nothing about the tables
         try:
@@ -313,9 +313,12 @@ class Ledger:
             cause = "is empty"
         except (sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
             connection.rollback()
-            if not connection.dialect.has_table(connection, t.LEDGER.name):
-                connection.rollback()
+            there = connection.dialect.has_table(connection, t.LEDGER.name)
+            connection.rollback()
+            if not there:
                 return None
+            if not anew:
+                return self._identity(connection, anew=True)  # somebody has made it meanwhile
             rows, cause = [], str(error.orig).splitlines()[0]
         if len(rows) != 1:
             cause = f"its table {t.LEDGER.name} is not one of phoenix.fleet ({cause})"
@@ -423,13 +426,13 @@ class Planning:
     def open(self, plan: Plan, by: str) -> None:
         """Write the plan's intent, its release where that is new, and what the fleet holds from now on.
 
-        A plan for the open entry's target goes on with that entry. Otherwise the open entry is closed, its target failed unless it
-        was committed. Undoing succeeds on a full disk too. Raises RefusedError where the number or an address was taken meanwhile.
+        A plan for the open entry's target goes on with that entry; one that takes a committed release back reverts it by that.
+        Otherwise the open entry is closed, its target failed unless it was committed. What only undoes succeeds on a full disk
+        too. Raises RefusedError where the number or an address was taken meanwhile.
         """
         if self._row is None:
             raise RefusedError(f"fleet {self._lease.fleet}", "nothing is recorded in check mode")
-        self.undoing = plan.outcome == "failed"
-        _Book(self._connection, self._row).open(plan, by)
+        self.undoing = _Book(self._connection, self._row).open(plan, by)
 
 
 class _Book:
@@ -442,23 +445,30 @@ class _Book:
         self._fleet: str = row.name
         self._now = timestamp()
 
-    def open(self, plan: Plan, by: str) -> None:
+    def open(self, plan: Plan, by: str) -> bool:
+        """Whether it would do no harm if nothing of this were written."""
         entry = self._entry()
         why = "; ".join(plan.reasons)
         same = entry is not None and entry.target == plan.target
-        if same and plan.outcome == "failed":
-            self._change_entry(entry, reason=why)
-        elif same and plan.outcome == entry.outcome and (plan.again or plan.verb == entry.verb):
-            self._change_entry(entry, retires=_emptied(plan))
+        undoing = same and plan.outcome == "failed"
+        if undoing:
+            written = _records(self._connection, self._fleet, entry.number)
+            served = "commit" in written or any(step.kind == "switch" for wave in plan.waves for step in wave)
+            if served and entry.source != entry.target and "revert" not in written:
+                self._append(entry.number, "revert", why, {"source": entry.source, "target": entry.target, "release": entry.target})
+                self._revert(entry, why)
+                undoing = False
+            self._change_entry(entry, outcome="failed", reason=why)
+        elif same and plan.verb == entry.verb:
             self._reserve(plan)
         else:
             if entry is not None:
                 self._close(entry, entry.reason or f"given up for {plan.verb} by {by}")
-            if plan.release is not None:
-                self._write_release(plan, plan.release, by)
-            self._append(self._new_entry(plan, by), "intent", why, _intent(plan, by))
+            size = self._write_release(plan, plan.release, by) if plan.release is not None else 0
+            self._append(self._new_entry(plan, by, size), "intent", why, _intent(plan, by))
             self._reserve(plan)
         self._flush()
+        return undoing
 
     def record(self, record: str, reason: str, release: int) -> None:
         entry = self._entry()
@@ -467,9 +477,9 @@ class _Book:
                 return
             raise RefusedError(f"fleet {self._fleet}", f"nothing is under way that a record {record} could belong to", "Run it again")
         written = _records(self._connection, self._fleet, entry.number)
-        if record == "commit" and ("revert" in written or entry.outcome != "live"):
+        if record == "commit" and ("revert" in written or not entry.target):
             raise RefusedError(f"fleet {self._fleet}", f"release {entry.target} was rejected, and is never promoted", "Release again")
-        if record in ("commit", "revert") and record in written:
+        if record in ("commit", "revert", "retire") and record in written:
             return
         self._append(entry.number, record, reason, {"source": entry.source, "target": entry.target, "release": release or entry.target})
         if record == "commit":
@@ -477,7 +487,7 @@ class _Book:
         elif record == "revert":
             self._revert(entry, reason)
         elif record == "done":
-            self._finish(entry)
+            self._finish(entry, written)
             self._close(entry, reason or entry.reason)
         self._flush()
 
@@ -485,7 +495,8 @@ class _Book:
         if self._row["live"] != entry.target:
             self._mark(self._row["live"], "live", status="standby")
             self._set(live=entry.target, since=self._now)
-        self._mark(entry.target, status="live", committed=entry.number, finished=self._now, reason="")
+        size = {"size": entry.size} if entry.size else {}
+        self._mark(entry.target, status="live", committed=entry.number, finished=self._now, reason="", **size)
 
     def _revert(self, entry: Any, reason: str) -> None:
         if entry.source == entry.target:
@@ -495,10 +506,11 @@ class _Book:
             self._set(live=entry.source, since=self._now if entry.source else "")
         self._mark(entry.target, status="failed", finished=self._now, reason=reason)
 
-    def _finish(self, entry: Any) -> None:
-        for number in entry.retires:
-            self._mark(number, "standby", status="retired")
-        if entry.outcome == "retired":
+    def _finish(self, entry: Any, written: tuple[str, ...]) -> None:
+        if entry.outcome == "live" and self._row["live"] == entry.target:
+            for number in entry.retires:
+                self._mark(number, "standby", status="retired")
+        elif entry.outcome == "retired" and "retire" in written:
             for status in ("live", "standby"):
                 self._mark(None, status, status="retired")
             self._set(live=0, since="")
@@ -510,30 +522,31 @@ class _Book:
         self._change_entry(entry, finished=self._now, reason=reason)
         self._set(entry=0)
 
-    def _new_entry(self, plan: Plan, by: str) -> int:
+    def _new_entry(self, plan: Plan, by: str, size: int) -> int:
         highest = self._connection.scalar(sa.select(sa.func.max(t.ENTRIES.c.number)).where(t.ENTRIES.c.fleet == self._fleet))
         number = int(highest or 0) + 1
         self._insert(
             t.ENTRIES, fleet=self._fleet, number=number, verb=plan.verb, source=plan.source, target=plan.target, outcome=plan.outcome,
-            retires=_emptied(plan), by=by, started=self._now, finished="", reason="",
+            size=size, retires=_emptied(plan, self._fleet), by=by, started=self._now, finished="", reason="",
         )
         self._set(entry=number)
         return number
 
-    def _write_release(self, plan: Plan, release: Release, by: str) -> None:
-        # A plan for a release that exists may carry it too: a scaled one has another size.
-        if release.number == plan.target < self._row["next_release"] and plan.verb != "release":
-            self._mark(release.number, size=release.size)
-            return
+    def _write_release(self, plan: Plan, release: Release, by: str) -> int:
+        """Write a new release. Returns the size that a known one takes by the commit."""
         following = self._row["next_release"]
-        if release.number != following:
+        if plan.verb == "release" and release.number < following:
             raise RefusedError(f"fleet {self._fleet}", f"release {release.number} was taken meanwhile", f"Run again, for {following}")
+        where = (t.RELEASES.c.fleet == self._fleet, t.RELEASES.c.number == release.number)
+        if self._connection.scalar(sa.select(t.RELEASES.c.number).where(*where)) is not None:
+            return release.size
         self._insert(
             t.RELEASES, fleet=self._fleet, number=release.number, status="open", image=release.image, digest=release.digest,
             hash=release.hash, size=release.size, revision=release.revision, definition=_plain(release.definition), by=by,
             started=self._now, finished="", reason="", committed=0,
         )
-        self._set(next_release=release.number + 1)
+        self._set(next_release=max(following, release.number + 1))
+        return 0
 
     def _reserve(self, plan: Plan) -> None:
         table = t.RESERVATIONS
@@ -641,11 +654,11 @@ def _new_fleet(fleet: str) -> Any:
     ).bindparams(name=fleet)
 
 
-def _emptied(plan: Plan) -> list[int]:
-    """The releases of which a plan leaves nothing: all that it destroys, and does not start or keep."""
-    steps = [step for wave in plan.waves for step in wave]
-    kept = {item.release for step in steps if step.kind in ("create", "start", "stop") for item in step.instances}
-    return sorted({item.release for step in steps if step.kind == "destroy" for item in step.instances} - kept)
+def _emptied(plan: Plan, fleet: str) -> list[int]:
+    """The releases of which a plan leaves nothing."""
+    gone = {item.name: item.release for wave in plan.waves for step in wave if step.kind == "destroy" for item in step.instances}
+    left = [name for name in {*plan.reserved.values(), *plan.servers} if name not in gone]
+    return sorted(number for number in set(gone.values()) if not any(name.startswith(f"{fleet}-r{number}-") for name in left))
 
 
 def _intent(plan: Plan, by: str) -> dict[str, Any]:

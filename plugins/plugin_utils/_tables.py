@@ -71,7 +71,8 @@ else:
         sa.Column("committed", sa.Integer, nullable=False),
     )
 
-    # retires lists the releases that have no instances left once the entry is done.
+    # size is what the target takes by the commit (0: it keeps its own). retires lists the releases that have no instances left
+    # once the entry is done.
     ENTRIES = sa.Table(
         "phoenix_entries",
         TABLES,
@@ -81,6 +82,7 @@ else:
         sa.Column("source", sa.Integer, nullable=False),
         sa.Column("target", sa.Integer, nullable=False),
         sa.Column("outcome", sa.String(16), nullable=False),
+        sa.Column("size", sa.Integer, nullable=False),
         sa.Column("retires", sa.JSON, nullable=False),
         sa.Column("by", sa.Text, nullable=False),
         sa.Column("started", sa.String(32), nullable=False),

@@ -350,6 +350,41 @@ class LedgerContract:
         ledger.record(lease, "done")
         history = ledger.history("web")
         assert (history.live, statuses(history), history.next_release) == (1, {1: "live", 2: "standby"}, 3)
+        assert history.releases[0].committed > history.releases[1].committed > 0
+
+    def test_taking_back_what_was_committed_reverts_it_first(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        open_plan(ledger, lease)
+        ledger.record(lease, "commit")
+        open_plan(ledger, lease, lambda history: Plan("abort", 1, 2, outcome="failed", reasons=("it is not up",)))
+        history = ledger.history("web")
+        assert history.entry is not None
+        assert history.entry.records == ("intent", "commit", "revert")
+        assert (history.live, statuses(history)) == (1, {1: "live", 2: "failed"})
+        ledger.record(lease, "done")
+        assert ledger.history("web").releases[1].reason == "it is not up"
+
+    def test_an_aborted_retire_retires_nothing(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        open_plan(ledger, lease, lambda history: Plan("retire", 1, 0, outcome="retired", servers=history.servers))
+        open_plan(ledger, lease, lambda history: Plan("abort", 1, 0, outcome="failed"))
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, statuses(history), len(history.servers)) == (1, {1: "live"}, 2)
+
+    def test_an_adopted_release_keeps_its_number(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        open_plan(ledger, lease, lambda history: Plan(
+            "adopt", 0, 41, release=Release(41, "open", "shop:1", "sha256:1", "abc", 2), servers={"web-r41-1": 12345}))
+        ledger.record(lease, "commit")
+        ledger.record(lease, "done")
+        history = ledger.history("web")
+        assert (history.live, history.next_release, history.next_server, statuses(history)) == (41, 42, 12346, {41: "live"})
 
     def test_what_falls_out_of_retention_is_retired(self, place: Place) -> None:
         ledger = Ledger(*place)
@@ -376,6 +411,7 @@ class LedgerContract:
         released(ledger, lease)
         open_plan(ledger, lease, lambda history: Plan(
             "retire", 1, 0, outcome="retired", servers=history.servers, reserved=history.reserved))
+        ledger.record(lease, "retire")
         assert ledger.history("web").live == 1
         ledger.record(lease, "done")
         history = ledger.history("web")
@@ -389,6 +425,8 @@ class LedgerContract:
         known = ledger.history("web").releases[0]
         open_plan(ledger, lease, lambda history: Plan(
             "scale", 1, 1, release=replace(known, size=5), servers=history.servers, reserved=history.reserved))
+        assert ledger.history("web").releases == (known,)  # until it is reached
+        ledger.record(lease, "commit")
         ledger.record(lease, "done")
         history = ledger.history("web")
         assert (history.live, [(item.status, item.size) for item in history.releases]) == (1, [("live", 5)])
@@ -426,7 +464,7 @@ class LedgerContract:
 
     # The chain
 
-    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(number=st.integers(1, 8), harm=st.sampled_from(
         ["delete", "insert", "number", "entry", "record", "reason", "data", "fence", "at", "hash", "swap"]))
     def test_a_changed_record_is_found(self, place: Place, number: int, harm: str) -> None:
@@ -517,7 +555,7 @@ class LedgerContract:
         assert status in (0, signal.SIGKILL), "the act failed: see its words above"
         return status != 0
 
-    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(verbs=st.lists(st.sampled_from(VERBS), max_size=25))
     def test_any_sequence_leaves_a_history_that_makes_sense(self, place: Place, verbs: list[str]) -> None:
         ledger = Ledger(*place)

@@ -1,0 +1,165 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The ledger in a real PostgreSQL server, which runs in a folder of its own and listens on nothing but a socket there."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import UnreachableError
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tables
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
+from ansible_collections.phoenix.fleet.tests.contract import ledger_contract as contract
+
+
+class Server:
+    """PostgreSQL in a folder; the user who runs it is not root, because it refuses that."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        found = max(glob.glob("/usr/lib/postgresql/*/bin/postgres"), default="") or shutil.which("postgres") or ""
+        self.bin = os.path.dirname(found)
+        if not self.bin:
+            pytest.skip("PostgreSQL is not installed (make test installs it)")
+        self.user: Any = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        if self.user:
+            os.chown(folder, self.user.pw_uid, self.user.pw_gid)
+        self._run("initdb", "-D", f"{folder}/data", "-U", "fleet", "-A", "trust", "--no-sync")
+
+    def start(self) -> None:
+        settings = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c max_connections=40 -c fsync=off"
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-l", f"{self.folder}/log", "-w", "-t", "60", "-o", settings, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "-w", "stop")
+
+    def create(self, name: str) -> str:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    def url(self, database: str, user: str = "fleet") -> str:
+        return f"postgresql://{user}@/{database}?host={self.folder}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        as_user = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []} if self.user else {}
+        done = subprocess.run(
+            [f"{self.bin}/{program}", *arguments], check=False, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=120, env={**os.environ, "LC_ALL": "C.UTF-8"}, **as_user,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    # Not pytest's folder: that is root's alone, and too long a path for a socket.
+    with tempfile.TemporaryDirectory(prefix="ledger-") as folder:
+        server = Server(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def place(server: Server, tmp_path: Path) -> contract.Place:
+    return server.create(f"fleet-{uuid.uuid4().hex[:12]}"), str(tmp_path / "state")
+
+
+class TestPostgreSQL(contract.LedgerContract):
+    pass
+
+
+def test_a_holder_on_another_machine_is_judged_by_its_deadline(place: contract.Place) -> None:
+    ledger = Ledger(*place)
+    ledger.acquire("web", "other@machine")
+    with contract.changing(ledger) as connection:
+        other = Process("another-boot", "pid:[1]", 1, "1")
+        connection.execute(sa.update(_tables.FLEETS).values(holder=_ledger.json.dumps(_ledger.asdict(other))))
+    with pytest.raises(_ledger.LeaseError, match="cannot be seen from here"):
+        ledger.acquire("web", "me@here")
+    with contract.changing(ledger) as connection:
+        connection.execute(sa.text("UPDATE phoenix_fleets SET expires = extract(epoch FROM clock_timestamp()) - 1"))
+    assert ledger.acquire("web", "me@here").fence == 2
+
+
+def test_many_make_one_ledger(server: Server, tmp_path: Path) -> None:
+    place = server.create(f"fleet-{uuid.uuid4().hex[:12]}"), str(tmp_path)
+    gate = os.pipe()
+    holders = [contract.Holder(place, gate) for _number in range(6)]
+    for end in gate:
+        os.close(end)
+    answers = [holder.answer() for holder in holders]
+    for holder in holders:
+        holder.end()
+    assert answers.count("fence 1") == 1, answers
+    assert all(answer == "fence 1" or "held by" in answer for answer in answers), answers
+
+
+def test_a_user_who_may_not_create_tables(server: Server, place: contract.Place) -> None:
+    with psycopg.connect(place[0], autocommit=True) as connection:
+        connection.execute('DROP ROLE IF EXISTS "nobody"')
+        connection.execute('CREATE ROLE "nobody" LOGIN')
+    url = place[0].replace("fleet@", "nobody@")
+    assert Ledger(url, place[1]).history("web").ledger == ""
+    with pytest.raises(UnreachableError, match="permission denied for schema public.*may create tables there"):
+        Ledger(url, place[1]).acquire("web", "me@here")
+
+
+def test_a_database_that_does_not_exist(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match='database "nothing" does not exist'):
+        Ledger(server.url("nothing"), str(tmp_path)).history("web")
+
+
+def test_a_server_that_dies_and_returns(server: Server, place: contract.Place) -> None:
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+    contract.released(ledger, lease)
+    before = ledger.history("web")
+    server.stop()
+    try:
+        for act in (ledger.check, ledger.renew, lambda lease: ledger.record(lease, "done"), lambda lease: ledger.history("web")):
+            with pytest.raises(UnreachableError, match="Check fleet_ledger, that the server runs"):
+                act(lease)
+    finally:
+        server.start()
+    assert ledger.history("web") == before
+    ledger.check(lease)
+
+
+def test_a_server_that_dies_under_a_transaction(server: Server, place: contract.Place) -> None:
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+    before = ledger.history("web")
+    try:
+        with pytest.raises(UnreachableError), ledger.planning(lease) as view:
+            view.open(contract.release_plan(view.history()), "ann")
+            server.stop()
+    finally:
+        server.start()
+    assert ledger.history("web") == before
+
+
+def test_a_row_that_another_keeps_locked(place: contract.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+    monkeypatch.setattr(_ledger, "PATIENCE", 1)
+    with psycopg.connect(place[0]) as other:
+        other.execute("SELECT * FROM phoenix_fleets FOR UPDATE")
+        assert ledger.history("web").fence == 1
+        with pytest.raises(UnreachableError, match="lock timeout"):
+            ledger.renew(lease)
