@@ -147,7 +147,7 @@ class Generator:
         writer.write(f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\n{length}{close}\r\n".encode() + content)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip().split("\r\n")
-        headers = {name.strip().lower(): value.strip().lower() for name, _, value in (line.partition(":") for line in lines)}
+        headers = {name.strip().lower(): value.strip().lower() for name, colon, value in (line.partition(":") for line in lines) if colon}
         if "content-length" in headers:
             body = await reader.readexactly(int(headers["content-length"]))
         elif "chunked" in headers.get("transfer-encoding", ""):

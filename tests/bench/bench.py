@@ -89,7 +89,7 @@ def release(arguments: list[str], folder: Path) -> tuple[float, float, dict[str,
             now = time.monotonic()
             parts[task or "start"] = round(parts.get(task or "start", 0) + now - last, 3)
             last, task = now, header[1].strip()
-    _, status, usage = os.wait4(process.pid, 0)
+    status, usage = os.wait4(process.pid, 0)[1:]
     process.returncode = os.waitstatus_to_exitcode(status)
     whole = time.monotonic() - begin
     if process.returncode:
@@ -176,7 +176,7 @@ def prepare(methods: list[str]) -> None:
     """A virtual environment with the PyPI package `ansible`, as a user has it, for the playbook with loops."""
     python = VENV / "bin/python"
     wanted = "import docker, requests, ansible_collections.community.docker"
-    if any("loops" in method for method in methods) and subprocess.run([python, "-c", wanted], capture_output=True).returncode:
+    if any("loops" in method for method in methods) and subprocess.run([python, "-c", wanted], capture_output=True, check=False).returncode:
         print(f"Installing ansible from PyPI into {VENV.relative_to(ROOT)}")
         run(sys.executable, "-m", "venv", VENV)
         run(python, "-m", "pip", "install", "--quiet", "ansible==12.*", "docker", "requests")

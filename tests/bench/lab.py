@@ -82,7 +82,7 @@ class LabError(Exception):
 
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; raises LabError with what the command said."""
-    done = subprocess.run([str(word) for word in command], text=True, capture_output=True, **options)
+    done = subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, **options)
     if done.returncode:
         raise LabError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done
@@ -147,8 +147,8 @@ def isolated(main: Callable[[Path], int]) -> int:
         process.wait()
         until(lambda: removed(folder), lambda: f"{folder} to be removed")
         for group in Path("/sys/fs/cgroup").glob(f"**/{os.path.basename(folder)}"):
-            for path, _, _ in os.walk(group, topdown=False):
-                os.rmdir(path)
+            for path in os.walk(group, topdown=False):
+                os.rmdir(path[0])
 
 
 def removed(folder: str) -> bool:

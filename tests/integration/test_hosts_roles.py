@@ -38,7 +38,7 @@ def play(name: str, *options: str, variables: dict[str, Any] | None = None, inve
     command = [str(ANSIBLE), f"phoenix.fleet.{name}", "-e", json.dumps(variables or {}), *options]
     command += ["-i", str(inventory)] if inventory else []
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "PATH": f"{path}{os.pathsep if path else ''}{os.environ['PATH']}"}
-    return Result(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300))
+    return Result(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False))
 
 
 def free_port() -> int:
