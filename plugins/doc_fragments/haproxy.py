@@ -27,7 +27,8 @@ options:
     type: str
   reload_command:
     description:
-      - A command that reloads HAProxy, for where there is no master socket. Without it the host's variable C(haproxy_reload_command) counts.
+      - A command that reloads HAProxy, for where there is no master socket.
+      - Without it the host's variable C(haproxy_reload_command) counts.
     type: str
   config:
     description:

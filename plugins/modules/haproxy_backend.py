@@ -143,8 +143,8 @@ options:
         required: true
       id:
         description:
-          - Its numeric id, which should be the same on every balancer. Without it the server keeps the one it has, or gets the next free one
-            from 10001.
+          - Its numeric id, which should be the same on every balancer. Without it the server keeps the one it has, or gets the next free
+            one from 10001.
         type: int
       weight:
         description: Its weight, 0 to 256. At 0 it is checked and gets no new clients.
@@ -306,7 +306,6 @@ balancer:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import face
 

@@ -92,7 +92,6 @@ balancer:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import face
 

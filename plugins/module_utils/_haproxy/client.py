@@ -55,6 +55,15 @@ class Info:
         return f"{self.pid}:{self.started}"
 
 
+@dataclass(frozen=True)
+class Processes:
+    """What the master tells: its workers' process ids, how often it was told to reload, and how many reloads in a row have failed."""
+
+    workers: Tuple[int, ...]
+    reloads: int
+    failed: int
+
+
 class Client:
     """The admin socket of one HAProxy, and the master's where there is one (else "")."""
 
@@ -76,35 +85,53 @@ class Client:
             safe(command)
         deadline = time.monotonic() + self.timeout
         while True:
-            with _Connection(self.path, deadline) as line:
-                info = _info(line.ask("show info"), self.path)
-                if info is not None:
-                    replies = []
-                    for command in commands:
-                        reply = line.ask(command)
-                        accepted(command, reply, self.path)
-                        replies.append(reply)
-                    return info, replies
+            begun = False
+            try:
+                with _Connection(self.path, deadline) as line:
+                    info = _info(line.ask("show info"), self.path)
+                    if info is not None:
+                        replies = []
+                        for command in commands:
+                            begun = begun or not command.startswith("show ")
+                            reply = line.ask(command)
+                            accepted(command, reply, self.path)
+                            replies.append(reply)
+                        return info, replies
+            except UnreachableError:
+                # A process that ends cuts its connections. To ask again is safe as long as nothing was changed.
+                if begun or time.monotonic() > deadline:
+                    raise
             if time.monotonic() > deadline:
-                raise UnreachableError(
-                    f"HAProxy at {self.path}", f"for {self.timeout:.0f} s only a process that is stopping has answered",
-                    "See whether it is being stopped: systemctl status haproxy",
-                )
+                cause = f"for {self.timeout:.0f} s only a process that is stopping has answered"
+                raise UnreachableError(f"HAProxy at {self.path}", cause, "See whether it is being stopped: systemctl status haproxy")
             time.sleep(0.01)
 
     def master(self, command: str) -> str:
         """One command for the master, `@!PID COMMAND` for a worker of its own; a master that is loading itself anew is waited for."""
         safe(command)
         deadline = time.monotonic() + self.timeout
-        with _Connection(self.master_path, deadline, interactive=False) as line:
-            return line.once(command)
+        while True:
+            try:
+                with _Connection(self.master_path, deadline, interactive=False) as line:
+                    reply = line.once(command)
+                if reply or command == "reload" or "shutdown " in command:
+                    return reply
+                raise UnreachableError(f"HAProxy's master at {self.master_path}", f"no answer to {command!r}", SICK)
+            except UnreachableError:
+                # While it loads itself anew it cuts connections that it had accepted (measured on 2.6.12).
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
 
-    def workers(self) -> Tuple[List[int], int]:
-        """The process ids of all workers, the current one first, and how many reloads in a row have failed."""
+    def processes(self) -> Processes:
         text = self.master("show proc")
-        pids = [int(row.split()[0]) for row in text.splitlines() if re.match(r"\d+\s+worker\s", row)]
+        rows = [row.split() for row in text.splitlines() if re.match(r"\d+\s+(master|worker)\s", row)]
         failed = re.search(r"\[failed: (\d+)\]", text)
-        return pids, int(failed.group(1)) if failed else 0
+        return Processes(
+            workers=tuple(int(row[0]) for row in rows if row[1] == "worker"),
+            reloads=next((int(row[2]) for row in rows if row[1] == "master" and row[2].isdigit()), 0),
+            failed=int(failed.group(1)) if failed else 0,
+        )
 
 
 def safe(command: str) -> None:

@@ -1,0 +1,285 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The way from what HAProxy says to what is wanted, tried against a simulation of its servers' life."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, LeaseError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import _files as files
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import backend as backends
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import client
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy.fragment import Fragment, parse, render, with_servers
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Head, Server
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@dataclass
+class Line:
+    """A server of the simulated HAProxy. judged: its check has spoken since it last left maintenance."""
+
+    server: Server
+    healthy: bool = True
+    checked: bool = False
+    judged: bool = False
+    idle: int = 0
+
+
+class Simulation:
+    """HAProxy's servers as facts 1.3 and 1.4 have them (2.6): a server out of maintenance is up until a check has spoken."""
+
+    def __init__(self, sick: frozenset[str] = frozenset()) -> None:
+        self.lines: dict[str, Line] = {}
+        self.sick = sick
+        self.fragment = ""
+
+    def observed(self) -> tuple[Server, ...]:
+        return tuple(self._shown(line) for line in self.lines.values())
+
+    def _shown(self, line: Line) -> Server:
+        up = line.judged and line.healthy and line.server.state != "maint"
+        check = "off" if not line.checked else "INI" if not line.judged else "L7OK" if line.healthy else "L4CON"
+        return replace(line.server, up=up, check=check)
+
+    def traffic(self) -> set[str]:
+        """Who gets new clients now."""
+        taking = (line for line in self.lines.values() if line.server.state == "ready" and line.server.weight > 0)
+        return {line.server.name for line in taking if line.healthy or not line.judged}
+
+    def run(self, command: str) -> str:
+        words = command.split()
+        name = re.search(r"web/(\S+)", command).group(1)  # type: ignore[union-attr]
+        if words[:2] == ["add", "server"]:
+            assert name not in self.lines, "added twice"
+            host, _colon, port = words[3].rpartition(":")
+            number = int(words[words.index("id") + 1])
+            assert number not in [line.server.id for line in self.lines.values()]
+            server = Server(name, host, int(port), number, int(words[words.index("weight") + 1]), "maint")
+            self.lines[name] = Line(server, healthy=name not in self.sick)
+            return "New server registered."
+        line = self.lines[name]
+        if words[0] == "enable":
+            line.checked = True
+        elif words[0] == "del":
+            assert line.server.state == "maint", "Only servers in maintenance mode can be deleted."
+            assert line.server.sessions == 0, "deleted under a client"
+            if line.idle:
+                return "Server still has connections attached to it, cannot remove it."
+            del self.lines[name]
+            return "Server deleted."
+        elif words[3] == "weight":
+            line.server = replace(line.server, weight=int(words[4]))
+        elif words[4] == "maint":
+            line.idle = 0 if line.server.state != "maint" else line.idle
+            line.server = replace(line.server, state="maint")
+        else:
+            line.judged = line.judged and line.server.state != "maint"
+            line.server = replace(line.server, state=words[4])
+        return ""
+
+    def check(self) -> None:
+        for line in self.lines.values():
+            line.judged = line.judged or line.checked
+
+    def load(self) -> None:
+        """A reload: what the fragment says, each server up until it is checked; sessions stay with the old process and still count."""
+        loaded = parse(self.fragment)
+        assert loaded is not None
+        sessions = {name: line.server.sessions for name, line in self.lines.items()}
+        self.lines = {}
+        for server in loaded.servers:
+            state = "maint" if server.state == "maint" else "ready"
+            now = replace(server, state=state, sessions=sessions.get(server.name, 0))
+            self.lines[server.name] = Line(now, healthy=server.name not in self.sick, checked=True)
+
+
+POOL = [Server(f"web-{number}", f"192.0.2.{number}", 80, 10000 + number) for number in range(1, 7)]
+chosen = st.lists(st.sampled_from(POOL), unique=True, max_size=5)
+states = st.tuples(st.sampled_from([0, 1, 100]), st.sampled_from(["ready", "ready", "drain", "maint"]))
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> tuple[Server, ...]:
+    made = []
+    for server in draw(chosen):
+        weight, state = draw(states)
+        made.append(replace(server, weight=weight if state == "ready" else 0, state=state))
+    return tuple(made)
+
+
+def bring(world: Simulation, wanted: tuple[Server, ...], draw: st.DataObject, reloads: int = 0) -> None:
+    """What `Backend.apply` does, with a reload after any command that the data asks for."""
+    stuck: set[str] = set()
+    for _round in range(60):
+        seen = world.observed()
+        cold = backends.unproven(seen, wanted)
+        aim = backends.staged(seen, wanted, cold) if cold else wanted
+        world.fragment = render(with_servers(Fragment("web"), aim))
+        todo = backends.commands("web", seen, aim, {}, stuck=stuck)
+        for command in todo:
+            if reloads and draw.draw(st.booleans()):
+                reloads -= 1
+                world.load()
+                break
+            reply = world.run(command)
+            if command.startswith("del") and client.STUCK in reply:
+                stuck.add(command.rpartition("/")[2])
+            unjudged = {name for name in world.traffic() if not world.lines[name].judged and world.lines[name].healthy is False}
+            assert not unjudged, f"{unjudged} take traffic and no check has spoken"
+        else:
+            if not todo:
+                if not cold and not [server for server in seen if not any(backends.same(server, item) for item in aim)]:
+                    return
+                world.check()
+                for line in world.lines.values():
+                    line.server = replace(line.server, sessions=0)
+    raise AssertionError(f"still {backends.commands('web', world.observed(), wanted, {}, stuck=stuck)}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(wishes(), wishes(), st.data())
+def test_it_ends_as_it_was_wished_whatever_was_before(first: tuple[Server, ...], second: tuple[Server, ...], data: st.DataObject) -> None:
+    world = Simulation(sick=frozenset({"web-3"}))
+    bring(world, first, data)
+    for line in world.lines.values():
+        line.server = replace(line.server, sessions=data.draw(st.integers(0, 2)))
+        line.idle = data.draw(st.integers(0, 1)) if line.server.state == "maint" else 0
+    bring(world, second, data, reloads=data.draw(st.integers(0, 2)))
+    ended = {(line.server.name, line.server.weight, line.server.state) for line in world.lines.values()}
+    assert ended == {(server.name, server.weight, server.state) for server in second}
+    assert not backends.commands("web", world.observed(), second, {})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3), st.data())
+def test_a_whole_release_never_leaves_the_backend_empty(size: int, data: st.DataObject) -> None:
+    old = tuple(replace(server, weight=100) for server in POOL[:size])
+    new = tuple(replace(server, weight=100) for server in POOL[3:3 + size])
+    world = Simulation()
+    bring(world, old, data)
+    seen: list[set[str]] = []
+    run = world.run
+    world.run = lambda command: (run(command), seen.append(world.traffic()))[0]  # type: ignore[method-assign]
+    bring(world, new, data, reloads=data.draw(st.integers(0, 2)))
+    assert all(seen)
+    assert world.traffic() == {server.name for server in new}
+
+
+def test_weights_rise_before_others_fall() -> None:
+    seen = (Server("a", "192.0.2.1", 80, 1, 100, up=True, check="L7OK"), Server("b", "192.0.2.2", 80, 2, 0, up=True, check="L7OK"))
+    wanted = (replace(seen[0], weight=0, state="drain"), replace(seen[1], weight=100))
+    assert backends.commands("web", seen, wanted, {}) == [
+        "set server web/b weight 100", "set server web/a weight 0", "set server web/a state drain",
+    ]
+
+
+def test_a_server_is_deleted_as_its_version_wants_it() -> None:
+    gone = (Server("a", "192.0.2.1", 80, 1, 0, "maint"),)
+    assert backends.commands("web", gone, (), {}) == ["del server web/a"]
+    assert backends.commands("web", gone, (), {}, stuck={"a"}) == [
+        "set server web/a state drain", "set server web/a state maint", "del server web/a",
+    ]
+    assert backends.commands("web", gone, (), {}, (3, 0)) == ["wait 2s srv-removable web/a", "del server web/a"]
+
+
+def test_a_check_that_failed_is_a_word_too_so_that_going_back_does_not_wait_for_it() -> None:
+    down = Server("a", "192.0.2.1", 80, 1, 0, "drain", check="L4CON")
+    assert backends.unproven((down,), (replace(down, weight=100, state="ready"),)) == ()
+
+
+def test_another_address_under_the_same_name_is_another_server() -> None:
+    seen = (Server("a", "192.0.2.1", 80, 1, 100, up=True, check="L7OK"),)
+    wanted = (Server("a", "192.0.2.9", 80, 1, 100),)
+    assert backends.unproven(seen, wanted) == ("a",)
+    assert backends.staged(seen, wanted, ("a",)) == ()
+
+
+HEAD = Head("ledger-a", 7, "web", 41, 42)
+
+
+@pytest.mark.parametrize(("lease", "error"), [
+    (Head("ledger-a", 7, "web"), None), (Head("ledger-a", 8, "web"), None), (Head("ledger-a", 0, "web"), None),
+    (Head("ledger-a", 6, "web"), LeaseError), (Head("ledger-b", 9, "web"), RefusedError), (Head("ledger-a", 9, "api"), RefusedError),
+    (None, RefusedError),
+])
+def test_who_may_write(lease: Head | None, error: type[FleetError] | None) -> None:
+    if error is None:
+        backends.admitted("web", "lb1", HEAD, lease, False)
+    else:
+        with pytest.raises(error, match="lb1"):
+            backends.admitted("web", "lb1", HEAD, lease, False)
+        if lease is not None:
+            backends.admitted("web", "lb1", HEAD, lease, True)
+
+
+STATES = """\
+1
+# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status \
+srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl \
+srv_check_port srv_check_addr srv_agent_addr srv_agent_port
+3 web 10001 a 192.0.2.1 2 0 100 1 0 15 {result} {health} {check} 0 0 1 - 80 - 0 0 - - 0
+"""
+STATS = "# pxname,svname,qcur,scur,status,check_status,check_rise,check_fall,\nweb,a,1,2,UP,{status},2,2,\napi,a,50,50,UP,L7OK,2,2,\n"
+
+
+@pytest.mark.parametrize(("result", "health", "check", "status", "up"), [
+    (3, 3, 6, "L7OK", True), (3, 3, 7, "* L7OK", True), (3, 3, 6, "L4OK", True),
+    (3, 2, 6, "L7OK", False), (2, 3, 6, "L7STS", False), (0, 2, 6, "INI", False), (3, 3, 14, "L7OK", False), (3, 3, 2, "L7OK", False),
+    (4, 3, 6, "L7OKC", False),
+])
+def test_up_is_what_the_check_has_fully_passed(result: int, health: int, check: int, status: str, up: bool) -> None:
+    states = STATES.format(result=result, health=health, check=check)
+    (server,) = backends.read("web", states, STATS.format(status=status))
+    assert server.up is up
+    assert server.sessions == 3
+
+
+def test_statistics_that_cannot_be_read_are_not_zero_sessions() -> None:
+    with pytest.raises(RefusedError):
+        backends.read("web", STATES.format(result=3, health=3, check=6), "")
+
+
+@pytest.mark.parametrize("command", ["set server a;b", "add server a\nshutdown", "x << y", "a\\b", "show \x00", "é", "x" * 9000])
+def test_no_command_holds_another(command: str) -> None:
+    with pytest.raises(RefusedError):
+        client.safe(command)
+
+
+@pytest.mark.parametrize(("command", "reply"), [
+    ("add server web/a 192.0.2.1:80", "No such backend."), ("set server web/a weight 1", "No such server."),
+    ("show stat", "Unknown command: 'x'"), ("enable health web/a", "Permission denied"), ("del server web/a", "No such server."),
+    ("set server web/a state ready", "Proxy is disabled."),
+])
+def test_every_no_is_noticed(command: str, reply: str) -> None:
+    with pytest.raises(RefusedError, match=re.escape(command)):
+        client.accepted(command, reply)
+
+
+def test_yes_is_no_error() -> None:
+    client.accepted("add server web/a", "New server registered.\n")
+    client.accepted("del server web/a", "Server deleted.\n")
+    client.accepted("set server web/a", "\n")
+
+
+def test_haproxys_own_list_of_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("conf")
+    for name in ("b.cfg", "a.cfg", ".hidden.cfg", "notes.txt"):
+        (folder / name).write_text("")
+    words = ["haproxy", "-Ws", "-f", "/etc/haproxy/haproxy.cfg", "-S", "/run/m.sock", "-f", str(folder), "-sf", "12", "--", "/x.cfg"]
+    paths = files.given(words)
+    assert paths == ["/etc/haproxy/haproxy.cfg", str(folder), "/x.cfg"]
+    assert files.expanded(paths, str(folder), "aa.cfg") == [
+        "/etc/haproxy/haproxy.cfg", f"{folder}/a.cfg", f"{folder}/aa.cfg", f"{folder}/b.cfg", "/x.cfg",
+    ]
+
+
+def test_servers_without_an_id_keep_theirs_or_get_the_next() -> None:
+    listed = [{"name": "b", "address": "192.0.2.2", "port": 80}, {"name": "a", "address": "192.0.2.1", "port": 80}]
+    made = backends.standing(listed, (Server("a", "192.0.2.1", 80, 10007),))
+    assert [(server.name, server.id, server.weight) for server in made] == [("b", 10008, 100), ("a", 10007, 100)]
