@@ -192,7 +192,7 @@ class Generator:
         for bucket, count in sorted(self.latencies.items()):
             rest -= count
             if rest <= 0:
-                return round(math.exp(bucket * STEP), 1)
+                return round(min(math.exp(bucket * STEP), self.longest * 1000), 1)
         return None
 
 

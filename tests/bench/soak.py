@@ -74,7 +74,7 @@ def main() -> int:
         REPORT.parent.mkdir(exist_ok=True)
         REPORT.write_text(json.dumps({**report, "mistake": mistake, "load": result}, indent=2) + "\n")
         print(f"{len(seconds)} releases, median {report['median_s']} s, longest {report['max_s']} s")
-        print(f"{result['failed']:,} of {result['sent']:,} requests failed", result["failures"] or "", *result["examples"], sep="\n  ")
+        print(f"{result['failed']:,} of {result['sent']:,} requests failed", *result["failures"].items(), *result["examples"], sep="\n  ")
         print("requests:", ", ".join(f"{count:,} {kind}" for kind, count in result["kinds"].items()))
         print(f"p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms, longest {result['max_ms']} ms; answers {result['answers']}")
         return 1 if result["failed"] or mistake else 0
