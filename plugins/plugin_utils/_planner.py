@@ -228,7 +228,8 @@ def _put_right(scene: Scene, goal: Goal, entry: Entry, aim: Aim, verb: str, outc
             if goal.verb != "abort":
                 _refuse_silence(scene, goal)
             return Plan("abort", entry.source, entry.target, outcome, reasons=tuple(reasons))
-    return _plan(scene, verb, entry.source, entry.target, (steps,), aim, outcome=outcome, reasons=reasons, again=goal.verb != "abort")
+    made = _plan(scene, verb, entry.source, entry.target, (steps,), aim, outcome=outcome, reasons=reasons, again=goal.verb != "abort")
+    return replace(made, silent=tuple(scene.silent), closes=not scene.silent or bool(aim.unserved))
 
 
 def _adoption(scene: Scene, goal: Goal) -> Plan | None:
@@ -508,14 +509,15 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     backend = bool(scene.answering)
     unproven = [item for item in aim.wanted if item.name in aim.unproven]
     create = [item for item in aim.wanted if item.state == "planned"]
-    start = [item for item in aim.wanted if item.state not in ("planned", "running")]
+    start = [item for item in unproven if item.state not in ("planned", "running")]
     stage = backend and any(not scene.is_listed(name) for name in wanted)
     switch = backend and any(not scene.is_settled(name) for name in wanted) or bool(wanted) and any(scene.serves(name) for name in leaving)
     drain = [name for name in leaving if switch or not scene.is_idle(name)]
     # After a crash the fragment may say what the runtime does not show, so it is written anew; the entry is still open, so something is done.
     crashed = scene.history.entry is not None
     stop, destroy = _unwanted(scene, aim)
-    watched = [item for item in aim.wanted if item.name in aim.unproven or scene.is_up(item.name)]
+    # Who is about to take over must be up now, not only when the world was observed. What was down before is nobody's proof.
+    trusted = [item for item in aim.wanted if item.name in aim.unproven or scene.is_up(item.name)]
 
     def lines(items: Iterable[Instance]) -> tuple[Server, ...]:
         return tuple(_server(scene, item, ids, LIVE) for item in items)
@@ -525,10 +527,10 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
         Step("start", instances=tuple(start)) if start else None,
         Step("check", instances=tuple(unproven)) if unproven else None,
         Step("stage", servers=_listing(scene, aim, ids, _staged)) if stage else None,
-        Step("gate", servers=lines(unproven)) if unproven and backend else None,
+        Step("gate", servers=lines(trusted)) if trusted and backend and (unproven or switch) else None,
         Step("commit", release=aim.live) if aim.commit else None,
         Step("switch", servers=_listing(scene, aim, ids, _at_zero)) if switch else None,
-        Step("watch", servers=lines(watched)) if switch and watched else None,
+        Step("watch", servers=lines(trusted)) if trusted and switch else None,
         Step("drain", servers=_listing(scene, aim, ids, _draining)) if drain else None,
         Step("quiet", servers=tuple(_draining(scene, name) for name in sorted(drain, key=scene.numbers))) if drain else None,
         Step("deregister", servers=_listing(scene, aim, ids)) if leaving or (crashed and backend) else None,

@@ -135,14 +135,14 @@ class Scene:
     # Questions about a release
 
     def up_count(self, release: int) -> int:
-        """How many of its servers are up on the answering balancer that sees the fewest.
+        """How many of its instances run and are up on the answering balancer that sees the fewest.
 
-        Where no balancer lists any of them, its running instances count: nobody says that they are not well.
+        Where no balancer lists any of them, the running ones count: nobody says that they are not well.
         """
         if release not in self.servers_of or not self.answering:
             return sum(runs(item) for item in self.instances_of.get(release, ()))
         counts = dict.fromkeys((item.host for item in self.answering), 0)
-        names = set(self.servers_of[release])
+        names = {name for name in self.servers_of[release] if not release or name in self.running}
         for balancer in self.answering:
             counts[balancer.host] = sum(server.up for server in (*balancer.servers, *balancer.strangers) if server.name in names)
         return min(counts.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, FleetError, UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Definition, Goal, Head, Image, Plan, Server, Step, World
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Goal, Head, Image, Plan, Server, Step, World
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._planner import KINDS, plan
 
@@ -41,7 +41,7 @@ class Fleet:
         fence = self.ledger.acquire()
         try:
             if self._pursue(goal, fence).again and self._pursue(goal, fence).again:
-                raise LawBrokenError("a third plan is wanted")
+                raise DeadlineError(f"fleet {self.definition.name}", "the world changed while it was put right", "Run again")
         except FleetError as error:
             try:
                 self._pursue(Goal("abort", reason=str(error)), fence)
@@ -56,15 +56,16 @@ class Fleet:
         if made.waves:
             self.ledger.open(made, fence)
             for wave in made.waves:
-                self._carry_out(made, wave, world.balancers, fence)
-            self.ledger.record("done", fence)
+                self._carry_out(made, wave, fence)
+            if made.closes:
+                self.ledger.record("done", fence)
         return made
 
-    def _carry_out(self, made: Plan, wave: Sequence[Step], seen: Sequence[Balancer], fence: int) -> None:
+    def _carry_out(self, made: Plan, wave: Sequence[Step], fence: int) -> None:
         kinds = [KINDS.index(step.kind) for step in wave]
         if kinds != sorted(set(kinds)):
             raise LawBrokenError(f"steps in disorder: {[step.kind for step in wave]}")
-        answering = [item for item, view in zip(self.site.balancers, seen, strict=True) if view.reachable]
+        answering = [item for item in self.site.balancers if item.host not in made.silent]
         for step in wave:
             self.site.tick(f"before {step.kind}")
             self._step(made, step, answering, fence)

@@ -19,6 +19,9 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balanc
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 
 
+LEDGER = "phoenix.fleet.ledger"
+
+
 class LawBrokenError(AssertionError):
     """Something happened that must never happen."""
 
@@ -100,9 +103,9 @@ class HAProxy:
                 continue
             self.site.tick(f"{self.host} {server.name} weight {server.weight} {server.state}")
         for name in [name for name in self.lines if name not in wanted]:
-            if self.lines[name].sessions:
-                raise LawBrokenError(f"{self.host}: {name} is deregistered with {self.lines[name].sessions} sessions")
-            del self.lines[name]
+            line = self.lines.pop(name, None)  # a restart meanwhile has forgotten it
+            if line and line.sessions:
+                raise LawBrokenError(f"{self.host}: {name} is deregistered with {line.sessions} sessions")
             self.site.tick(f"{self.host} {name} deregistered")
 
     def _new(self, server: Server) -> None:
@@ -200,6 +203,13 @@ class Site:
         prefix, _dash, rest = name.rpartition("-r")
         return int(rest.partition("-")[0]) if prefix == self.fleet else 0
 
+    def may_have(self, name: str, address: str, port: int) -> None:
+        """No address is given to anybody while a balancer, reachable or not, knows it as somebody else's."""
+        for balancer in self.balancers:
+            for server in (*balancer.fragment.values(), *(line.server for line in balancer.lines.values())):
+                if (server.address, server.port) == (address, port) and server.name != name:
+                    raise LawBrokenError(f"{name} is made at {address}, which {balancer.host} knows as {server.name}")
+
     def may_go(self, instance: Instance) -> None:
         """Nothing is stopped that any balancer serves, reachable or not, or would serve after a restart."""
         place = (instance.address, instance.port)
@@ -213,112 +223,139 @@ class Site:
 
 
 class SimulatedProvider:
-    """The provider protocol on a Site."""
+    """The provider protocol on a Site. It passes the contract of the real ones (tests/unit/test_simulation.py)."""
 
     def __init__(self, site: Site, hosts: Sequence[str] = ("local",), kind: str = "network", room: int = 60) -> None:
         self.site = site
         self.hosts = tuple(hosts)
         self.kind = kind
         self.room = room
+        self.silent = False
+
+    # Asking
 
     def image(self, reference: str) -> Image:
-        if reference.startswith("missing"):
+        self._answer()
+        if not reference.startswith("shop:"):
             raise RefusedError(f"image {reference}", "no engine and no registry has it", "Check the name, or build it")
-        return Image(reference, reference if "@sha256:" in reference else f"sha256:{reference}")
+        return Image(reference, f"sha256:{reference}")
 
     def pools(self, fleet: str, port: int, balancers: Sequence[str]) -> tuple[Pool, ...]:
-        made = []
-        for number, host in enumerate(self.hosts, 1):
-            taken = {item.address if self.kind == "network" else f"{item.address}:{item.port}" for item in self._on(host)}
-            first, last, ports = f"10.0.{number}.1", f"10.0.{number}.{self.room}", (0, 0)
-            if self.kind == "published":
-                last, ports = first, (20000, 20000 + self.room - 1)
-            made.append(Pool(host, self.kind, *(("", "") if self.kind == "dynamic" else (first, last)), ports, tuple(sorted(taken - {""}))))
-        return tuple(made)
+        self._answer()
+        return tuple(self._pool(host, f"10.0.{number}", port) for number, host in enumerate(self.hosts, 1))
 
-    def _on(self, host: str) -> list[Instance]:
-        return [box.instance for box in self.site.boxes.values() if box.instance.host == host]
+    def _pool(self, host: str, network: str, port: int) -> Pool:
+        here = [box.instance for box in self.site.boxes.values() if box.instance.host == host]
+        if self.kind == "dynamic":
+            return Pool(host, "dynamic", ports=(port, port))
+        if self.kind == "published":
+            ports = (20000, 20000 + self.room - 1)
+            return Pool(host, "published", f"{network}.1", f"{network}.1", ports, tuple(f"{item.address}:{item.port}" for item in here))
+        return Pool(host, "network", f"{network}.1", f"{network}.{self.room}", (port, port), tuple(item.address for item in here))
 
     def observe(self, fleet: str) -> tuple[Instance, ...]:
+        self._answer()
         found = (box.instance for box in self.site.boxes.values() if box.instance.fleet == fleet)
         return tuple(sorted(found, key=lambda item: (item.release, item.slot, item.host)))
 
     def preflight(self, instances: Sequence[Instance], blueprint: Blueprint) -> None:
-        if blueprint.image.digest.startswith("sha256:missing"):
-            raise RefusedError(f"image {blueprint.image.reference}", "no engine has it", "Build or load it")
+        self._answer()
+        self.image(blueprint.image.reference)
+
+    def last_words(self, instances: Sequence[Instance]) -> tuple[LastWords, ...]:
+        self._answer()
+        found = [(item.name, self._found(item)) for item in instances]
+        return tuple(LastWords(name, box.instance.state if box else "vanished", None, 0) for name, box in found)
+
+    # Acting
 
     def create(self, instances: Sequence[Instance], blueprint: Blueprint) -> tuple[Instance, ...]:
-        return tuple(self.create_one(item, blueprint) for item in instances)
+        return self._each(instances, lambda item: self._create(item, blueprint))
 
-    def create_one(self, planned: Instance, blueprint: Blueprint) -> Instance:
+    def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> tuple[Instance, ...]:
+        return self._each(instances, self._start)
+
+    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
+        self._each(instances, self._stop)
+
+    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
+        self._each(instances, self._destroy)
+
+    def _create(self, planned: Instance, blueprint: Blueprint) -> Instance:
         site = self.site
-        site.tick(f"before {planned.name} is made")
         existing = site.boxes.get((planned.host, planned.name))
         if existing:
-            if existing.instance.marker.get("phoenix.fleet.ledger") != blueprint.ledger:
+            if existing.instance.marker.get(LEDGER) != blueprint.ledger:
                 raise RefusedError(f"instance {planned.name} on {planned.host}", "its name is taken by somebody else's")
             return existing.instance
         site.serial += 1
         address = planned.address or f"10.9.{site.serial // 250}.{site.serial % 250 + 1}"
-        for balancer in site.balancers:
-            for server in (*balancer.fragment.values(), *(line.server for line in balancer.lines.values())):
-                if (server.address, server.port) == (address, planned.port) and server.name != planned.name:
-                    raise LawBrokenError(f"{planned.name} is made at {address}, which {balancer.host} knows as {server.name}")
-        marker = {
-            "phoenix.fleet.name": planned.fleet, "phoenix.fleet.release": str(planned.release), "phoenix.fleet.slot": str(planned.slot),
-            "phoenix.fleet.image": blueprint.image.digest, "phoenix.fleet.revision": blueprint.revision,
-            "phoenix.fleet.created": f"2026-01-01T00:{site.serial // 60 % 60:02}:{site.serial % 60:02}Z",
-            "phoenix.fleet.ledger": blueprint.ledger, "phoenix.fleet.hash": blueprint.hash,
-        }
+        site.may_have(planned.name, address, planned.port)
         made = replace(
             planned, id=f"id{site.serial}", state="running", address=address, image=blueprint.image.digest, revision=blueprint.revision,
-            marker=marker, created=marker["phoenix.fleet.created"],
+            created=f"2026-01-01T{site.serial // 3600 % 24:02}:{site.serial // 60 % 60:02}:{site.serial % 60:02}Z",
         )
-        site.boxes[made.host, made.name] = Box(made, well=blueprint.image.digest not in site.bad_images)
-        site.tick(f"{planned.name} is made")
+        marker = {
+            "phoenix.fleet.name": made.fleet, "phoenix.fleet.release": str(made.release), "phoenix.fleet.slot": str(made.slot),
+            "phoenix.fleet.image": made.image, "phoenix.fleet.revision": made.revision, "phoenix.fleet.created": made.created,
+            LEDGER: blueprint.ledger, "phoenix.fleet.hash": blueprint.hash,
+        }
+        made = replace(made, marker=marker)
+        site.boxes[made.host, made.name] = Box(made, well=made.image not in site.bad_images)
         return made
 
-    def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> tuple[Instance, ...]:
-        return tuple(self._to(item, "running") for item in instances)
-
-    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
-        for item in instances:
-            self._to(item, "stopped")
-
-    def _to(self, item: Instance, state: str) -> Instance:
-        self.site.tick(f"before {item.name} is {state}")
-        box = self._mine(item)
+    def _start(self, item: Instance) -> Instance:
+        box = self._found(item)
         if box is None:
-            if state == "running":
-                raise RefusedError(f"instance {item.name} on {item.host}", "it has vanished")
-            return item
-        if state == "stopped" and box.instance.state == "running":
-            self.site.may_go(box.instance)
-        box.instance = replace(box.instance, state=state)
-        self.site.tick(f"{item.name} is {state}")
+            raise RefusedError(f"instance {item.name} on {item.host}", "it has vanished")
+        if box.instance.state != "running":
+            box.instance, box.killed = replace(box.instance, state="running"), False
         return box.instance
 
-    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
-        for item in instances:
-            self.site.tick(f"before {item.name} is destroyed")
-            box = self._mine(item)
-            if box:
-                self.site.may_go(box.instance)
-                del self.site.boxes[item.host, item.name]
-                self.site.tick(f"{item.name} is destroyed")
+    def _stop(self, item: Instance) -> Instance:
+        box = self._found(item)
+        if box is None:
+            return item
+        if box.instance.state == "running":
+            self.site.may_go(box.instance)
+        box.instance = replace(box.instance, state="stopped")
+        return box.instance
 
-    def last_words(self, instances: Sequence[Instance]) -> tuple[LastWords, ...]:
-        boxes = [(item, self._mine(item)) for item in instances]
-        return tuple(LastWords(item.name, box.instance.state if box else "vanished", None if box is None else 0, 0) for item, box in boxes)
+    def _destroy(self, item: Instance) -> Instance:
+        box = self._found(item)
+        if box:
+            self.site.may_go(box.instance)
+            del self.site.boxes[item.host, item.name]
+        return item
 
-    def _mine(self, item: Instance) -> Box | None:
-        """By id, with our marker: names and addresses get reused."""
+    def _found(self, item: Instance) -> Box | None:
+        """By id, with the marker that the caller says it has: names, addresses and ids get reused. None where it vanished."""
         box = self.site.boxes.get((item.host, item.name))
-        if box is None or (item.id and box.instance.id != item.id):
+        if box is None or box.instance.id != item.id:
             return None
-        if box.instance.marker.get("phoenix.fleet.name") != item.fleet:
-            raise LawBrokenError(f"{item.name} on {item.host} is a stranger's")
+        actual, said = box.instance.marker, item.marker
+        if actual.get(LEDGER) != said.get(LEDGER) or actual.get("phoenix.fleet.release") != str(item.release):
+            raise RefusedError(f"instance {item.name} on {item.host}", "its marker says that it is somebody else's")
         return box
+
+    def _each(self, instances: Sequence[Instance], act: Callable[[Instance], Instance]) -> tuple[Instance, ...]:
+        """One by one, with an instant before and after each; all are tried before the first error is raised."""
+        self._answer()
+        done, errors = [], []
+        for item in instances:
+            self.site.tick(f"before {act.__name__.strip('_<>')} {item.name}")
+            try:
+                done.append(act(item))
+            except RefusedError as error:
+                errors.append(error)
+            self.site.tick(f"after {act.__name__.strip('_<>')} {item.name}")
+        if errors:
+            raise RefusedError("; ".join(str(error) for error in errors))
+        return tuple(done)
+
+    def _answer(self) -> None:
+        if self.silent:
+            raise UnreachableError("the simulated engines", "no answer", "Let them speak again")
 
 
 def picture(site: Site) -> Mapping[str, Any]:
