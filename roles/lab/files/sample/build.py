@@ -51,4 +51,7 @@ def main(repository: str = "phoenix-sample") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (OSError, docker.errors.DockerException) as error:
+        sys.exit(f"The golden images were not built: {error}. Is a Docker engine running, and busybox-static installed?")
