@@ -143,14 +143,17 @@ def bring(world: Simulation, wanted: tuple[Server, ...], draw: st.DataObject, re
 
 
 @settings(max_examples=300, deadline=None)
-@given(wishes(), wishes(), st.data())
-def test_it_ends_as_it_was_wished_whatever_was_before(first: tuple[Server, ...], second: tuple[Server, ...], data: st.DataObject) -> None:
-    world = Simulation(sick=frozenset({"web-3"}))
+@given(wishes(), wishes(), st.integers(0, 2), st.data())
+def test_it_ends_as_it_was_wished_whatever_was_before(
+    first: tuple[Server, ...], second: tuple[Server, ...], reloads: int, data: st.DataObject
+) -> None:
+    # What a check has called down may get a weight, and is up for a moment after a reload, as every server that is loaded.
+    world = Simulation(sick=frozenset() if reloads else frozenset({"web-3"}))
     bring(world, first, data)
     for line in world.lines.values():
         line.server = replace(line.server, sessions=data.draw(st.integers(0, 2)))
         line.idle = data.draw(st.integers(0, 1)) if line.server.state == "maint" else 0
-    bring(world, second, data, reloads=data.draw(st.integers(0, 2)))
+    bring(world, second, data, reloads)
     ended = {(line.server.name, line.server.weight, line.server.state) for line in world.lines.values()}
     assert ended == {(server.name, server.weight, server.state) for server in second}
     assert not backends.commands("web", world.observed(), second, {})

@@ -152,7 +152,8 @@ def test_a_bad_server_is_named(server: Server, word: str) -> None:
 @pytest.mark.parametrize("bad", [
     {"balance": "static-rr"}, {"balance": "roundrobin\nserver x"}, {"inter": "1"}, {"inter": "soon"}, {"rise": 0}, {"mode": "udp"},
     {"bogus": 1}, {"timeouts": {"server": "5"}}, {"check": {"path": "health"}}, {"check": {"path": "/a b"}}, {"check": {"status": "ok"}},
-    {"options": ["server x 192.0.2.1"]}, {"options": ["backend y"]}, {"options": ["a\nb"]}, {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "SRV"},
+    {"options": ["server x 192.0.2.1"]}, {"options": ["backend y"]}, {"options": ["a\nb"]},
+    {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "SRV"},
 ])
 def test_a_bad_option_is_named(bad: dict[str, Any]) -> None:
     assert len(fragments.mistakes("web", (GOOD,), bad)) == 1
