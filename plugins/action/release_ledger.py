@@ -14,6 +14,7 @@ from typing import Any, Dict, Mapping
 from ..module_utils._errors import InvalidError
 from ..module_utils._model import Definition, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._definition import definition_of
 from ..plugin_utils._ledger import Lease, Ledger
 
 ARGUMENTS: Dict[str, Any] = {
@@ -30,7 +31,7 @@ class ActionModule(FleetAction):
     ARGUMENTS = ARGUMENTS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = from_dict(Definition, params["definition"])
+        definition = definition_of({"image": "", "port": 0, **params["definition"]}, task_vars, self._templar)
         ledger = Ledger(definition.ledger, definition.state_dir)
         if params["state"] == "held":
             return self._hold(definition, ledger, task_vars)

@@ -1,0 +1,62 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The action plugin `fleet_status`: what was observed and what the ledger knows, as lines and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any, Dict
+
+from ..module_utils._errors import UnreachableError
+from ..module_utils._model import Balancer, Instance, World, from_dict
+from ..plugin_utils import _status
+from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._definition import definition_of
+from ..plugin_utils._ledger import Ledger, timestamp
+
+
+class ActionModule(FleetAction):
+    ARGUMENTS: Dict[str, Any] = {
+        "definition": {"type": "dict", "required": True},
+        "instances": {"type": "dict", "required": True},
+        "balancers": {"type": "list", "elements": "dict", "required": True},
+        "file": {"type": "path", "default": ""},
+    }
+
+    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        definition = definition_of(params["definition"], task_vars, self._templar)
+        seen = params["instances"]
+        unseen = "" if "instances" in seen else str(seen.get("msg", "no answer"))
+        balancers = tuple(from_dict(Balancer, item) for item in params["balancers"])
+        if unseen and not any(item.reachable for item in balancers):
+            raise UnreachableError(f"fleet {definition.name}", f"neither instances nor balancers can be observed: {unseen}")
+        world = World(tuple(from_dict(Instance, item) for item in seen.get("instances", ())), balancers)
+        ledger = Ledger(definition.ledger, definition.state_dir)
+        name = definition.name
+        told = _status.status(definition, world, ledger.history(name), ledger.holder(name), ledger.verify(name), unseen)
+        for line in _status.lines(definition, told, timestamp()):
+            self.say(f"{name}  {line}".rstrip())
+        if params["file"] and not self._task.check_mode:
+            _write(params["file"], json.dumps(told, indent=2) + "\n")
+        return {"changed": False, "status": told}
+
+
+def _write(path: str, text: str) -> None:
+    """Whole or not at all: who reads the file never sees a half."""
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        cause = f"cannot be written: {error.strerror}"
+        raise UnreachableError(f"status_file {path}", cause, "Name a file in a folder that exists") from None
