@@ -77,7 +77,7 @@ class ActionModule(FleetAction):
 def _goal(params: Mapping[str, Any], hashed: str) -> Goal:
     given = dict(params["goal"])
     if given.get("failure"):
-        given["reason"] = _story.reason(given["failure"])
+        given["reason"] = _story.cause(given["failure"])
     image = from_dict(Image, params["image"]) if params["image"] else None
     return replace(from_dict(Goal, {key: value for key, value in given.items() if key != "image"}), image=image, hash=hashed)
 
@@ -103,5 +103,5 @@ def _result(definition: Definition, history: History, made: Plan) -> Result:
 
 def _step(made: Plan, step: Step) -> Dict[str, Any]:
     """A step for wave.yml. `live` is what a fragment's head says from this step on: the source until the commit, then the target."""
-    forward = made.outcome == "live" and step.kind != "stage"
+    forward = made.outcome != "failed" and step.kind != "stage"
     return {**to_dict(step), "live": made.target if forward else made.source}

@@ -21,7 +21,7 @@ class FleetError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        text = f"{self.what}: {self.cause}" if self.cause else self.what
+        text = f"{self.what}: {self.cause}".replace(": \n", ":\n") if self.cause else self.what
         if not self.remedy:
             return text
         return f"{text}\n{self.remedy}" if "\n" in text else f"{text.rstrip('.')}. {self.remedy}"

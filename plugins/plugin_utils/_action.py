@@ -46,7 +46,7 @@ class FleetAction(ActionBase):
         except InvalidError as error:
             return {"failed": True, "msg": str(error), "mistakes": list(error.mistakes)}
         except FleetError as error:
-            return {"failed": True, "msg": str(error), "failure": {"what": error.what, "cause": error.cause, "remedy": error.remedy}}
+            return {"failed": True, "msg": str(error)}
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         raise NotImplementedError

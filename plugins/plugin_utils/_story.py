@@ -30,7 +30,9 @@ def plan_lines(definition: Definition, history: History, plan: Plan) -> Lines:
         first = f"{_title(live)} is live as asked for: nothing to do" if live else "there is nothing to do"
         return [first, *(f"why: {item}" for item in plan.reasons)]
     source, target = releases.get(plan.source), releases.get(plan.target)
-    if plan.outcome == "live":
+    if plan.outcome == "retired":
+        head = f"{_title(source)} is taken away for good, with all that is left of the fleet"
+    elif plan.outcome == "live":
         arrow = f"{_title(source)} -> {_title(target)}" if source and source != target else _title(target)
         head = f"{arrow} ({short(target.digest)})" if target else arrow
     else:
@@ -75,6 +77,12 @@ def reason(failure: Mapping[str, Any]) -> str:
     return _message(result)
 
 
+def cause(failure: Mapping[str, Any]) -> str:
+    """The same in one line: what the ledger keeps of it, without logs."""
+    told = [line.strip() for line in reason(failure).splitlines() if line.strip() and "| " not in line[:12]]
+    return " ".join(told[:2]).rstrip(" .:")[:300]
+
+
 def _message(result: Mapping[str, Any]) -> str:
     return str(result.get("msg") or "it gave no reason").strip()
 
@@ -96,6 +104,8 @@ def ending(
     if plan.outcome == "live" and plan.target and (live != plan.target or lost):
         wrong = ", ".join(f"{item.host}: {item.error}" for item in lost) or f"the balancers say that {_number(live)} is live"
         return [], f"fleet {definition.name} is degraded: {wrong}. The same command again finishes it"
+    if plan.outcome == "retired":
+        return [f"the fleet is gone, its history stays, {seconds:.1f} s"], ""
     lines = [f"{_number(live)} is live{_requests(before, after)}, {seconds:.1f} s"]
     if plan.waves and plan.source and plan.source != plan.target and definition.keep and plan.outcome == "live":
         lines.append(f"back: ansible-playbook phoenix.fleet.rollback -l {definition.name}")
