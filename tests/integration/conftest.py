@@ -33,14 +33,14 @@ def make_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
     sites: list[Site] = []
 
     def make(*fleets: str) -> Site:
-        # Tests run side by side on one engine: each has a network of its own, whose number follows from the test's name.
+        # Tests run side by side on one engine: each has names and a network of its own, which follow from the test's name.
         number = zlib.crc32(f"{request.node.nodeid} {len(sites)}".encode()) % 8192
         haproxy = HAProxyProcess(tmp_path / f"haproxy{len(sites)}", backends=fleets)
         haproxy.start()
         request.addfinalizer(haproxy.stop)
         folder = tmp_path / f"site{len(sites)}"
         folder.mkdir()
-        site = Site(folder, haproxy, network=f"phoenix-test-{number}", subnet=f"10.{224 + number // 256}.{number % 256}.0/24")
+        site = Site(folder, haproxy, number)
         sites.append(site)
         return site
 

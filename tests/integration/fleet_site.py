@@ -54,12 +54,18 @@ class Run:
 
 
 class Site:
-    """Fleets of one test behind one HAProxy. haproxy is a HAProxyProcess that is running; prefix keeps names apart from other tests'."""
+    """Fleets of one test behind one HAProxy (a HAProxyProcess that runs), which has a backend for each of them.
 
-    def __init__(self, folder: Path, haproxy: Any, network: str, subnet: str) -> None:
+    number, from 0 to 8191, keeps this site apart from others on the same engine: a fleet `web` is named `web-NUMBER` there,
+    so that its containers are `web-NUMBER-r1-1`, on a network of the site's own.
+    """
+
+    def __init__(self, folder: Path, haproxy: Any, number: int) -> None:
         self.folder = folder
         self.haproxy = haproxy
-        self.network, self.subnet = network, subnet
+        self.number = number
+        self.network = f"phoenix-test-{number}"
+        self.base = f"10.{224 + number // 256}.{number % 256}"
         self.engine = docker.from_env()
         self.fleets: Dict[str, Dict[str, Any]] = {}
         self.balancers: Dict[str, Dict[str, Any]] = {"lb1": haproxy.hostvars}
@@ -67,8 +73,9 @@ class Site:
 
     def fleet(self, name: str, **variables: Any) -> None:
         """Write the definition of a fleet into the inventory: two instances of the sample service, and what `variables` say instead."""
-        base = ".".join(self.subnet.split(".")[:3])
         self.fleets[name] = {
+            "fleet_name": self.name(name),
+            "fleet_backend": name,
             "fleet_port": 8080,
             "fleet_checks": [{"http": {"path": "/health", "status": 200}}],
             "fleet_check_timeout": 20,
@@ -76,11 +83,14 @@ class Site:
             "fleet_stop_timeout": 2,
             "fleet_haproxy": {"inter": "200ms"},
             "fleet_state_dir": str(self.folder / "state"),
-            "fleet_docker": {"network": self.network, "subnet": self.subnet, "ip_range": f"{base}.192/26"},
+            "fleet_docker": {"network": self.network, "subnet": f"{self.base}.0/24", "ip_range": f"{self.base}.192/26"},
             **self.fleets.get(name, {}),
             **variables,
         }
         self._write()
+
+    def name(self, fleet: str) -> str:
+        return f"{fleet}-{self.number}"
 
     def _write(self) -> None:
         groups = {"fleets": {"hosts": self.fleets}, "balancers": {"hosts": self.balancers}}
@@ -106,11 +116,15 @@ class Site:
 
     def containers(self, fleet: str) -> List[Any]:
         """The fleet's containers by name, as the engine tells them and not as the collection does."""
-        found = self.engine.containers.list(all=True, filters={"label": f"{LABEL}name={fleet}"})
+        found = self.engine.containers.list(all=True, filters={"label": f"{LABEL}name={self.name(fleet)}"})
         return sorted(found, key=lambda item: str(item.name))
 
+    def kept(self, fleet: str) -> List[str]:
+        """The fleet's instances, running or not, as `r1-1`."""
+        return [item.name.replace(f"{self.name(fleet)}-", "") for item in self.containers(fleet)]
+
     def running(self, fleet: str) -> List[str]:
-        return [item.name for item in self.containers(fleet) if item.status == "running"]
+        return [item.name.replace(f"{self.name(fleet)}-", "") for item in self.containers(fleet) if item.status == "running"]
 
     def ask(self, fleet: str, path: str = "/") -> str:
         """One request through HAProxy, on a connection of its own."""
@@ -137,7 +151,7 @@ class Site:
         for fleet in self.fleets:
             for item in self.containers(fleet):
                 item.remove(force=True, v=True)
-            for volume in self.engine.volumes.list(filters={"label": f"{LABEL}name={fleet}"}):
+            for volume in self.engine.volumes.list(filters={"label": f"{LABEL}name={self.name(fleet)}"}):
                 volume.remove()
         for network in self.engine.networks.list(names=[self.network]):
             if network.name == self.network:

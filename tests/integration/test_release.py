@@ -20,7 +20,7 @@ Words = tuple[str, ...]
 def test_first_release_and_the_same_again(site: Site) -> None:
     first = site.release()
     assert first.result["live"] == 1 and first.changed > 0
-    assert site.running("web") == ["web-r1-1", "web-r1-2"]
+    assert site.running("web") == ["r1-1", "r1-2"]
     assert site.versions("web") == {"v1"}
 
     before = site.world()
@@ -35,13 +35,13 @@ def test_next_image_loses_no_request(site: Site, images: str) -> None:
         run = site.release(release_image=f"{images}:v2")
     assert load.result["failed"] == 0 and load.result["sent"] > 50, load.result
     assert run.result["live"] == 2 and site.versions("web") == {"v2"}
-    assert site.running("web") == ["web-r2-1", "web-r2-2"]
-    assert [item.name for item in site.containers("web")] == ["web-r1-1", "web-r1-2", "web-r2-1", "web-r2-2"], "the predecessor is kept"
+    assert site.running("web") == ["r2-1", "r2-2"]
+    assert site.kept("web") == ["r1-1", "r1-2", "r2-1", "r2-2"], "the predecessor is kept"
     assert site.release(release_image=f"{images}:v2").changed == 0
 
     third = site.release(release_image=f"{images}:v1")
     assert third.result["live"] == 3 and site.versions("web") == {"v1"}
-    assert [item.name for item in site.containers("web")] == ["web-r2-1", "web-r2-2", "web-r3-1", "web-r3-2"], "one predecessor is kept"
+    assert site.kept("web") == ["r2-1", "r2-2", "r3-1", "r3-2"], "one predecessor is kept"
 
 
 def test_change_of_definition_alone_is_a_release(site: Site) -> None:
@@ -70,7 +70,7 @@ def test_size_changes_together_with_the_image(site: Site, images: str) -> None:
     site.release()
     site.fleet("web", fleet_size=3, fleet_image=f"{images}:v2")
     assert site.release().result["live"] == 2
-    assert site.running("web") == ["web-r2-1", "web-r2-2", "web-r2-3"]
+    assert site.running("web") == ["r2-1", "r2-2", "r2-3"]
     assert site.versions("web") == {"v2"}
     assert site.release().changed == 0
 
@@ -78,19 +78,19 @@ def test_size_changes_together_with_the_image(site: Site, images: str) -> None:
 def test_force_releases_the_same_anew(site: Site) -> None:
     site.release()
     assert site.release(release_force=True).result["live"] == 2
-    assert site.running("web") == ["web-r2-1", "web-r2-2"]
+    assert site.running("web") == ["r2-1", "r2-2"]
 
 
 def test_check_shows_the_plan_and_touches_nothing(site: Site, images: str) -> None:
     before = site.world()
     first = site.release("--check", "--diff")
-    assert f"{images}:v1" in first.output and "web-r1-2" in first.output
+    assert f"{images}:v1" in first.output and f"{site.name('web')}-r1-2" in first.output
     assert site.world() == before and not site.containers("web")
 
     site.release()
     before = site.world()
     second = site.release("--check", "--diff", release_image=f"{images}:v2")
-    assert f"{images}:v2" in second.output and "web-r2-2" in second.output
+    assert f"{images}:v2" in second.output and f"{site.name('web')}-r2-2" in second.output
     assert site.world() == before
     assert site.release().changed == 0, "a plan that was only shown has left no release behind"
 
@@ -104,11 +104,11 @@ def test_broken_image_is_refused_and_the_world_is_as_before(site: Site, images: 
     assert run.code != 0 and "Traceback" not in run.output
     assert load.result["failed"] == 0, load.result
     told = " ".join(" ".join(run.story[-12:]).split())
-    for words in ("did not go live", "web-r2-1", "500", "orders database", "r1 serves"):
+    for words in ("did not go live", "-r2-1", "500", "orders database", "r1 serves"):
         assert words in told, run.output
     after = site.world()[:4]
     assert after[0] == before[0] and after[2:] == before[2:]
-    kept = list((site.folder / "state").rglob("*web-r2-1*"))
+    kept = list((site.folder / "state").rglob("*-r2-1*"))
     assert any("orders database" in path.read_text() for path in kept), "the last words of what was taken away"
 
     site.fleet("web", fleet_check_timeout=20)
@@ -121,7 +121,7 @@ def test_two_fleets_do_not_wait_for_one_another(make_site: MakeSite, images: str
     site.fleet("bad", fleet_image=f"{images}:v3", fleet_check_timeout=12)
     run = site.play("release")
     assert run.code != 0
-    assert site.versions("good") == {"v1"} and site.running("good") == ["good-r1-1", "good-r1-2"]
+    assert site.versions("good") == {"v1"} and site.running("good") == ["r1-1", "r1-2"]
     lines = run.output.splitlines()
     live = next(index for index, line in enumerate(lines) if "good" in line and "is live" in line)
     gone = next(index for index, line in enumerate(lines) if "bad" in line and "did not go live" in line)
