@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -23,7 +24,7 @@ import docker
 SERVE = """#!/bin/busybox sh
 trap 'kill $!; exit 0' TERM
 echo "$PHOENIX_INSTANCE serves"
-mkdir -p /tmp/www && echo "$PHOENIX_INSTANCE" > /tmp/www/index.html
+rm -f /tmp/die; mkdir -p /tmp/www && echo "$PHOENIX_INSTANCE" > /tmp/www/index.html
 while ! [ -e /tmp/die ]; do httpd -f -p 8080 -h /tmp/www & wait; done
 exit 3
 """
@@ -32,6 +33,7 @@ COPY busybox /bin/busybox
 COPY serve /bin/serve
 COPY passwd group /etc/
 RUN ["/bin/busybox", "--install", "-s", "/bin"]
+RUN ["/bin/mkdir", "-m", "1777", "/tmp"]
 CMD ["/bin/serve"]
 """
 FILES = {
@@ -128,9 +130,18 @@ class DockerEngine:
         """End dockerd politely, its containers with it; with `force` everything at once, as a power cut does."""
         if self.process is not None and self.process.poll() is None:
             for process in self._processes() if force else [self.process.pid]:
-                os.kill(process, signal.SIGKILL if force else signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL if force else signal.SIGTERM)
             self.process.wait(DEADLINE)
         self.process = None
+        if force:  # it would be on a file system in memory
+            self._remove(self.folder / "exec")
+
+    def _remove(self, folder: Path) -> None:
+        for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+            if line.split()[1].startswith(f"{folder}/"):
+                subprocess.run(["umount", line.split()[1]], check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _processes(self) -> list[int]:
         """dockerd, its containerd, the shims, and what these run: whoever has this engine's folder in the command line, and the children."""
@@ -152,18 +163,19 @@ class DockerEngine:
 
     def close(self) -> None:
         """Take everything away: containers, dockerd, its bridges and its folder."""
-        if self.process is not None and self.process.poll() is None:
+        try:
+            if self.process is None or self.process.poll() is not None:
+                self.stop(force=True)
+                self.start()
             with self.client() as client:
                 for item in client.containers(all=True):
                     client.remove_container(item["Id"], force=True, v=True)
                 for network in client.networks(filters={"type": "custom"}):
                     client.remove_network(network["Id"])
-        self.stop()
-        subprocess.run(["ip", "link", "delete", self.link], check=False, capture_output=True)
-        for line in reversed(Path("/proc/mounts").read_text().splitlines()):
-            if line.split()[1].startswith(f"{self.folder}/"):
-                subprocess.run(["umount", line.split()[1]], check=False, capture_output=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            self.stop()
+            subprocess.run(["ip", "link", "delete", self.link], check=False, capture_output=True)
+            self._remove(self.folder)
 
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()[-2000:]

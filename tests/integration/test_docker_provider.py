@@ -27,6 +27,7 @@ from ansible_collections.phoenix.fleet.tests.integration.docker_engine import Do
 
 IMAGE = "phoenix-provider:1"
 TLS_PORT = 23762
+SUBNETS = {"one": "172.29.201.0/24", "two": "172.29.202.0/24"}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,8 @@ class DockerCase(Case):
     def __init__(self, *engines: DockerEngine, **options: Any) -> None:
         self.engines = {engine.name: engine for engine in engines}
         hosts = [
-            {"url": engine.url, "name": engine.name, "subnet": f"172.29.{201 + index}.0/24", "publish_address": engine.address}
-            for index, engine in enumerate(engines)
+            {"url": engine.url, "name": engine.name, "subnet": SUBNETS[engine.name], "publish_address": engine.address}
+            for engine in engines
         ]
         self.options = {"hosts": hosts, **options}
         self.provider: Provider = connect(self.options)
@@ -219,7 +220,8 @@ def test_a_port_that_something_else_holds_is_told_with_the_remedy(make: MakeCase
     planned = case.planned(2)
     with case.client() as client:
         bindings = {"8080/tcp": [{"HostIp": planned[0].address, "HostPort": str(planned[0].port)}]}
-        client.start(client.create_container_from_config({"Image": IMAGE, "HostConfig": {"PortBindings": bindings}})["Id"])
+        config = {"Image": IMAGE, "ExposedPorts": {"8080/tcp": {}}, "HostConfig": {"PortBindings": bindings}}
+        client.start(client.create_container_from_config(config, name=f"{case.fleet}-stranger")["Id"])
     with pytest.raises(RefusedError, match=f"{planned[0].name}.*publish_ports") as refused:
         case.provider.create(planned, case.blueprint)
     assert planned[1].name not in str(refused.value)

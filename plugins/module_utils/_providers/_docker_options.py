@@ -108,7 +108,7 @@ def _read(options: Any, path: str) -> Tuple[Dict[str, Any], List[str]]:
             except Mistake as mistake:
                 found.append(f"{at(str(key), mistake.deeper)}: {mistake}")
     found += [f"{at(key)}: {words}" for key, words in _together(settled, options)]
-    return settled, found
+    return settled, [" ".join(line.splitlines()) for line in found]
 
 
 def _together(settled: Mapping[str, Any], options: Mapping[str, Any]) -> Iterable[Tuple[str, str]]:
@@ -146,10 +146,11 @@ def subnet_of(site: Mapping[str, Any]) -> Tuple[ipaddress.IPv4Network, ipaddress
 
 def statics(subnet: ipaddress.IPv4Network, ip_range: ipaddress.IPv4Network) -> Tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
     """First and last address for instances: the longer run outside `ip_range`, without gateway (the first host) and broadcast."""
-    low, high = subnet.network_address + 2, subnet.broadcast_address - 1
-    below = (low, min(ip_range.network_address - 1, high))
-    above = (max(ip_range.broadcast_address + 1, low), high)
-    return max(below, above, key=lambda run: int(run[1]) - int(run[0]))
+    low, high = int(subnet.network_address) + 2, int(subnet.broadcast_address) - 1
+    below = (low, min(int(ip_range.network_address) - 1, high))
+    above = (max(int(ip_range.broadcast_address) + 1, low), high)
+    first, last = max(below, above, key=lambda run: run[1] - run[0])
+    return ipaddress.IPv4Address(first), ipaddress.IPv4Address(last)
 
 
 def port_range(text: str) -> Tuple[int, int]:

@@ -1,0 +1,182 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""An instance as a container: what an engine is asked for, what is read from its listing, and how its errors are told."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import Any
+
+import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._concurrency import each
+from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import hash_of, placed, places
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError, UnreachableError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image, Instance, Pool
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_container as container
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine as engine
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from hypothesis import given
+from hypothesis import strategies as st
+
+PLANNED = Instance("web-r7-1", "local", "web", 7, 1, "shop@sha256:1", "172.30.0.2", 8080, "4be1c2d")
+BLUEPRINT = Blueprint(Image("shop:1", "shop@sha256:1"), "abc", "ours", "4be1c2d", port=8080)
+
+
+def listed(**changes: Any) -> dict[str, Any]:
+    """The listing's entry of the container that PLANNED becomes."""
+    config = container.container_config(PLANNED, BLUEPRINT, {}, "phoenix", "2026-11-20T03:00:00Z")
+    return {"Id": "9f3c", "Names": ["/web-r7-1"], "Labels": config["Labels"], "State": "running", "Status": "Up 2 minutes", **changes}
+
+
+def test_what_is_asked_for_is_what_is_seen() -> None:
+    seen = container.seen_in(listed(), "local")
+    assert seen is not None and seen.marker["phoenix.fleet.ledger"] == "ours" and seen.marker["phoenix.fleet.hash"] == "abc"
+    assert (seen.name, seen.fleet, seen.release, seen.slot, seen.image, seen.address, seen.port, seen.revision) == (
+        PLANNED.name, PLANNED.fleet, 7, 1, PLANNED.image, PLANNED.address, PLANNED.port, PLANNED.revision)
+    assert (seen.id, seen.state, seen.health, seen.created) == ("9f3c", "running", "none", "2026-11-20T03:00:00Z")
+
+
+@pytest.mark.parametrize("label", ["name", "release", "slot", "image", "address"])
+def test_half_a_marker_is_a_strangers(label: str) -> None:
+    labels = {key: value for key, value in listed()["Labels"].items() if key != f"phoenix.fleet.{label}"}
+    assert container.seen_in(listed(Labels=labels), "local") is None
+
+
+@pytest.mark.parametrize(("state", "status", "expected"), [
+    ("running", "Up 5 seconds (healthy)", ("running", "healthy")), ("running", "Up 1 second (health: starting)", ("running", "starting")),
+    ("running", "Up 2 hours (unhealthy)", ("running", "unhealthy")), ("paused", "Up 2 hours (Paused)", ("running", "unhealthy")),
+    ("restarting", "Restarting (3) 1 second ago", ("restarting", "none")), ("exited", "Exited (0) 5 days ago", ("stopped", "none")),
+    ("dead", "Dead", ("stopped", "none")), ("created", "Created", ("created", "none")), ("removing", "", ("stopped", "none")),
+])
+def test_state_and_health_are_read_from_the_listing(state: str, status: str, expected: tuple[str, str]) -> None:
+    seen = container.seen_in(listed(State=state, Status=status), "local")
+    assert seen is not None and (seen.state, seen.health) == expected
+
+
+def test_published_instances_bind_their_own_port_to_the_services() -> None:
+    config = container.container_config(PLANNED, BLUEPRINT, {}, None, "now")
+    assert config["HostConfig"]["PortBindings"] == {"8080/tcp": [{"HostIp": "172.30.0.2", "HostPort": "8080"}]}
+    assert "NetworkMode" not in config["HostConfig"] and "NetworkingConfig" not in config
+
+
+def test_the_fleets_variables_win() -> None:
+    config = container.container_config(PLANNED, BLUEPRINT, {"environment": {"A": "$b", "PHOENIX_RELEASE": "9"}}, None, "now")
+    assert [line for line in config["Env"] if line.startswith(("A", "PHOENIX_RELEASE"))] == ["A=$b", "PHOENIX_RELEASE=7"]
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9._-]{0,20}", fullmatch=True), st.text(), max_size=4))
+def test_secrets_are_archived_as_they_are_for_their_owner_alone(secrets: dict[str, str]) -> None:
+    with tarfile.open(fileobj=io.BytesIO(container.secrets_archive(secrets, 1234, 5))) as archive:
+        files = {item.name: item for item in archive.getmembers()}
+        assert set(files) == set(secrets)
+        for name, item in files.items():
+            content = archive.extractfile(item)
+            assert content is not None and content.read().decode() == secrets[name]
+            assert (item.mode, item.uid, item.gid) == (0o400, 1234, 5)
+
+
+@pytest.mark.parametrize(("reference", "registry", "repository"), [
+    ("shop", "docker.io", "shop"), ("shop:1", "docker.io", "shop"), ("library/shop:1", "docker.io", "library/shop"),
+    ("registry:5000/shop", "registry:5000", "registry:5000/shop"), ("localhost/shop:1", "localhost", "localhost/shop"),
+    ("r.example.org/a/shop:1@sha256:9", "r.example.org", "r.example.org/a/shop"),
+])
+def test_an_images_name_has_parts(reference: str, registry: str, repository: str) -> None:
+    assert (container.registry_of(reference), container.repository_of(reference)) == (registry, repository)
+
+
+@pytest.mark.parametrize(("url", "home"), [
+    ("unix:///var/run/docker.sock", "local"), ("tcp://127.0.0.1:2376", "local"), ("ssh://ops@localhost", "local"),
+    ("tcp://[::1]:2376", "local"),
+    ("tcp://192.0.2.200:2376", "192.0.2.200"), ("ssh://ops@192.0.2.200:22", "192.0.2.200"), ("ssh://192.0.2.200", "192.0.2.200"),
+])
+def test_an_engine_is_on_a_host(url: str, home: str) -> None:
+    assert engine.home_of(url) == home
+
+
+@pytest.mark.parametrize(("home", "balancer", "same"), [
+    ("local", "local", True), ("local", "127.0.0.1", True), ("local", "192.0.2.200", False), ("192.0.2.200", "local", False),
+    ("192.0.2.200", "192.0.2.200", True), ("192.0.2.200", "192.0.2.201", False),
+])
+def test_a_balancer_is_on_the_engines_host_or_not(home: str, balancer: str, same: bool) -> None:
+    assert engine.same_place(home, balancer) is same
+
+
+def test_the_engine_is_the_one_that_the_docker_client_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://node1:2376")
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", "/certs")
+    assert engine.sites({}) == [{"url": "tcp://node1:2376", "name": "node1", "tls": {
+        "ca_path": "/certs/ca.pem", "client_cert": "/certs/cert.pem", "client_key": "/certs/key.pem", "validate_certs": True}}]
+    for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name)
+    assert engine.sites({}) == [{"url": "unix:///var/run/docker.sock", "name": "local"}]
+
+
+def test_the_missing_sdk_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "sdk", None)
+    with pytest.raises(RefusedError, match="-m pip install docker"):
+        engine.required_sdk()
+
+
+# Without a ledger
+
+def test_instances_are_spread_evenly_at_the_lowest_free_place() -> None:
+    pools = [
+        Pool("a", "network", "10.0.0.2", "10.0.0.9", (80, 80), ("10.0.0.2",)),
+        Pool("b", "published", "10.1.0.1", "10.1.0.1", (20, 29), ("10.1.0.1:20",)),
+    ]
+    seen = [Instance("web-r7-1", "a", "web", 7, 1, "", "10.0.0.2", 80)]
+    made = placed([2, 3, 4], seen, pools, {"fleet": "web", "release": 7}, BLUEPRINT)
+    assert [(item.name, item.host, item.address, item.port) for item in made] == [
+        ("web-r7-2", "b", "10.1.0.1", 21), ("web-r7-3", "a", "10.0.0.3", 80), ("web-r7-4", "b", "10.1.0.1", 22)]
+
+
+def test_a_full_pool_is_refused() -> None:
+    pool = Pool("a", "network", "10.0.0.2", "10.0.0.3", (80, 80))
+    assert len(list(places(pool))) == 2
+    with pytest.raises(RefusedError, match="no address is free"):
+        placed([1, 2, 3], [], [pool], {"fleet": "web", "release": 7}, BLUEPRINT)
+
+
+def test_a_hash_gives_no_secret_away_and_tells_everything_else_apart() -> None:
+    image = Image("shop:1", "sha256:1")
+    first = hash_of({"secrets": {"a": "x"}}, image, 80)
+    assert first == hash_of({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}, image, 80)
+    others = [hash_of(options, image, 80) for options in ({"secrets": {"b": "x"}}, {"memory": "1g"}, {})] + [hash_of({}, image, 81)]
+    assert len({first, *others}) == 5
+
+
+# Many at once
+
+@given(st.lists(st.sampled_from(["fine", "refused", "silent", "invalid"]), max_size=20))
+def test_everything_is_tried_and_every_failure_told(kinds: list[str]) -> None:
+    tried: list[int] = []
+
+    def work(index: int) -> int:
+        tried.append(index)
+        errors = {"refused": RefusedError, "silent": UnreachableError}
+        if kinds[index] == "invalid":
+            raise InvalidError([f"item {index}: wrong"])
+        if kinds[index] in errors:
+            raise errors[kinds[index]](f"item {index}", "why", "do this")
+        return index
+
+    bad = [index for index, kind in enumerate(kinds) if kind != "fine"]
+    if not bad:
+        assert each(work, range(len(kinds))) == list(range(len(kinds)))
+        return
+    with pytest.raises(FleetError) as failed:
+        each(work, range(len(kinds)))
+    assert sorted(tried) == list(range(len(kinds)))
+    assert all(f"item {index}:" in str(failed.value) for index in bad)
+    if len({kinds[index] for index in bad}) == 1:
+        assert isinstance(failed.value, {"refused": RefusedError, "silent": UnreachableError, "invalid": InvalidError}[kinds[bad[0]]])
+    assert "invalid" in kinds or failed.value.remedy == "do this"
+
+
+def test_a_defect_is_no_failure_of_the_fleet() -> None:
+    with pytest.raises(ZeroDivisionError):
+        each(lambda number: 1 // number, [1, 0, 2])
