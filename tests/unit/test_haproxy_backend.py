@@ -142,7 +142,7 @@ def bring(world: Simulation, wanted: tuple[Server, ...], draw: st.DataObject, re
     raise AssertionError(f"still {backends.commands('web', world.observed(), wanted, {}, stuck=stuck)}")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(wishes(), wishes(), st.integers(0, 2), st.data())
 def test_it_ends_as_it_was_wished_whatever_was_before(
     first: tuple[Server, ...], second: tuple[Server, ...], reloads: int, data: st.DataObject
@@ -159,7 +159,7 @@ def test_it_ends_as_it_was_wished_whatever_was_before(
     assert not backends.commands("web", world.observed(), second, {})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 3), st.data())
 def test_a_whole_release_never_leaves_the_backend_empty(size: int, data: st.DataObject) -> None:
     old = tuple(replace(server, weight=100) for server in POOL[:size])

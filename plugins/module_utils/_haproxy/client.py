@@ -23,6 +23,9 @@ from .._errors import RefusedError, UnreachableError
 
 OLDEST = (2, 6)
 PROMPT = b"\n> "
+PATIENCE = 5.0
+"""Seconds in which a HAProxy that is restarting has to take connections again."""
+
 LONGEST = 8192
 """Bytes of a command: half of HAProxy's default buffer, at whose end 3.4.0 splits a line and runs the rest as another command."""
 
@@ -84,10 +87,11 @@ class Client:
         for command in commands:
             safe(command)
         deadline = time.monotonic() + self.timeout
+        patience = time.monotonic() + PATIENCE
         while True:
             begun = False
             try:
-                with _Connection(self.path, deadline) as line:
+                with _Connection(self.path, deadline, patience) as line:
                     info = _info(line.ask("show info"), self.path)
                     if info is not None:
                         replies = []
@@ -99,7 +103,7 @@ class Client:
                         return info, replies
             except UnreachableError:
                 # A process that ends cuts its connections. To ask again is safe as long as nothing was changed.
-                if begun or time.monotonic() > deadline:
+                if begun or time.monotonic() > patience:
                     raise
             if time.monotonic() > deadline:
                 cause = f"for {self.timeout:.0f} s only a process that is stopping has answered"
@@ -112,7 +116,7 @@ class Client:
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                with _Connection(self.master_path, deadline, interactive=False) as line:
+                with _Connection(self.master_path, deadline, deadline, interactive=False) as line:
                     reply = line.once(command)
                 if reply or command == "reload" or "shutdown " in command:
                     return reply
@@ -186,15 +190,15 @@ def _info(text: str, where: str) -> Optional[Info]:
 
 
 class _Connection:
-    """One connection to a CLI socket; retried until the deadline while HAProxy is restarting."""
+    """One connection to a CLI socket, which must be made by `patience` (HAProxy may be restarting) and answer by `deadline`."""
 
-    def __init__(self, path: str, deadline: float, interactive: bool = True) -> None:
+    def __init__(self, path: str, deadline: float, patience: float, interactive: bool = True) -> None:
         self.path = path
         self.deadline = deadline
+        self.patience = patience
         self.interactive = interactive
 
     def __enter__(self) -> _Connection:
-        patience = min(self.deadline, time.monotonic() + 5.0)
         while True:
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.socket.settimeout(max(0.1, self.deadline - time.monotonic()))
@@ -209,7 +213,7 @@ class _Connection:
                 if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
                     remedy = "Set ansible_become: true for this balancer, or run as root."
                     raise RefusedError(f"HAProxy's socket {self.path}", "permission denied", remedy) from None
-                if time.monotonic() > patience:
+                if time.monotonic() > self.patience:
                     raise _silent(self.path, error) from None
                 time.sleep(0.02)
 
