@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import time
@@ -59,6 +60,13 @@ class ActionModule(FleetAction):
 
 def _who(task_vars: Mapping[str, Any]) -> str:
     """Who runs this, and where: AWX's user and job where there is one."""
-    user = task_vars.get("awx_user_name") or task_vars.get("tower_user_name") or os.environ.get("SUDO_USER") or os.environ.get("USER")
+    user = task_vars.get("awx_user_name") or task_vars.get("tower_user_name") or os.environ.get("SUDO_USER") or _login()
     job = task_vars.get("awx_job_id") or task_vars.get("tower_job_id")
-    return f"{user or os.getuid()}@{socket.gethostname()}" + (f" job {job}" if job else "")
+    return f"{user}@{socket.gethostname()}" + (f" job {job}" if job else "")
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user that nobody has named
+        return str(os.getuid())

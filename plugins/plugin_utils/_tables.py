@@ -16,6 +16,7 @@ VERSION = 1
 sa: Any
 try:
     import sqlalchemy as sa
+    import sqlalchemy.dialects.sqlite  # noqa: F401 (once, in the process that Ansible's workers are forked from)
 except ImportError:
     sa = None
 else:

@@ -499,15 +499,13 @@ class LedgerContract:
         acts: list[Callable[[Ledger, Lease], object]] = [
             open_plan,
             lambda ledger, lease: ledger.record(lease, "commit"),
-            lambda ledger, lease: ledger.record(lease, "done"),
-            open_plan,
-            lambda ledger, lease: ledger.record(lease, "commit"),
             lambda ledger, lease: ledger.record(lease, "revert", "why"),
             lambda ledger, lease: ledger.record(lease, "done"),
             open_plan,
             open_plan,
         ]
         lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
         crashes = 0
         for act in acts:
             before = ledger.history("web")
