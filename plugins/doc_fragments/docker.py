@@ -18,6 +18,7 @@ options:
       - By default the engine that the docker client finds, by E(DOCKER_HOST), its current context or the usual socket.
       - An engine's name is by default the host it is on, V(local) for this one. Instances carry it as RV(ignore:instances[].host).
       - With C(ssh) the docker SDK runs C(docker system dial-stdio) through this user's own C(ssh), with its keys and known hosts.
+        Each request is a connection of its own, so that C(ControlMaster) in that user's configuration makes it several times as fast.
     type: list
     elements: raw
   tls:

@@ -406,6 +406,19 @@ def test_tls_with_a_client_certificate(engine: DockerEngine) -> None:
     assert provider.image(IMAGE).digest.startswith("sha256:") and provider.observe("nobody") == ()
 
 
+def test_ssh_reaches_an_engine_through_the_users_own_ssh(engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = tmp_path / "ssh"  # the far side of a connection, without its network
+    ssh.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/asked\nDOCKER_HOST={engine.url} exec docker system dial-stdio\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    provider = connect({"hosts": ["ssh://ops@192.0.2.200:2222"]})
+    assert provider.image(IMAGE).digest.startswith("sha256:") and provider.observe("nobody") == ()
+    assert (tmp_path / "asked").read_text() == "-l ops -p 2222 -- 192.0.2.200 docker system dial-stdio\n"
+    ssh.write_text("#!/bin/sh\nexit 255\n")
+    with pytest.raises(UnreachableError, match="Try: ssh ssh://ops@192.0.2.200 docker version"):
+        connect({"hosts": ["ssh://ops@192.0.2.200"]})
+
+
 @pytest.mark.parametrize("change", ["no client certificate", "another authority", "no TLS"])
 def test_bad_tls_is_told_with_the_remedy(engine: DockerEngine, second: DockerEngine, change: str) -> None:
     tls: Any = {"no client certificate": {"ca_path": engine.tls["ca_path"]}, "another authority": {

@@ -257,7 +257,8 @@ def why(url: str, error: BaseException) -> Tuple[str, str]:
     if "imed out" in text:
         return f"no answer within {TIMEOUT} s", "Check that the engine's host is up and not overloaded (docker info there)"
     if url.startswith("ssh://"):
-        return text, f"Try: ssh {url} docker version (keys and known_hosts must be in place, since nobody can be asked)"
+        cause = "ssh ended without an answer" if "RemoteDisconnected" in text else text
+        return cause, f"Try: ssh {url} docker version (keys and known_hosts must be in place, since nobody can be asked)"
     if "HTTP request to an HTTPS server" in text or "malformed HTTP" in text:
         return "the engine wants TLS", "Set fleet_docker.tls"
     return text, "Check that the engine runs there: docker info"
