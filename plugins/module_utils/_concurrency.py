@@ -11,7 +11,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterable, List, Optional, Tuple, TypeVar
 
-from ._errors import FleetError, InvalidError
+from ._errors import FleetError, InvalidError, RefusedError, UnreachableError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,14 +45,13 @@ def each(work: Callable[[T], R], items: Iterable[T], limit: int = LIMIT) -> List
 def together(failures: List[FleetError], of: int) -> FleetError:
     """One error for all of `failures`, with a line for each in its cause; `of` is how many were tried.
 
-    It is of their class, and has their remedy, where they have one in common.
+    It is Unreachable, Refused or Invalid where all of them are, and has their remedy where they have one in common.
     """
     if len(failures) == 1:
         return failures[0]
     if all(isinstance(error, InvalidError) for error in failures):
         return InvalidError(list(dict.fromkeys(line for error in failures if isinstance(error, InvalidError) for line in error.mistakes)))
-    classes = [error.__class__.__mro__ for error in failures]
-    kind = next(item for item in classes[0] if item.__module__ == FleetError.__module__ and all(item in others for others in classes))
+    kind = next((item for item in (UnreachableError, RefusedError) if all(isinstance(error, item) for error in failures)), FleetError)
     remedies = {error.remedy for error in failures}
     remedy = remedies.pop() if len(remedies) == 1 else ""
     lines = [f"{error.what}: {error.cause}" if remedy else str(error) for error in failures]
