@@ -374,13 +374,14 @@ def _size(scene: Scene, row: Release | None) -> tuple[int, list[str]]:
 
 
 def _refuse_meltdown(scene: Scene, row: Release, well: int) -> None:
-    expected = row.size if scene.history.entry is None else sum(scene.serves(name) for name in scene.servers_of.get(row.number, ()))
+    servers = scene.servers_of.get(row.number, ())
+    expected = row.size if scene.history.entry is None else sum(scene.serves(name) for name in servers)
     down = expected - well
     if down >= MELTDOWN_COUNT and down >= MELTDOWN_SHARE * expected:
         raise RefusedError(
             f"fleet {scene.definition.name}",
             f"{down} of {expected} instances of r{row.number} are not well, and so many do not fail by themselves",
-            "Look for what they have in common (engine, network, a service they need); to replace them all, release with -e release_force=true",
+            "Look for what they share (engine, network, a service that they need); to replace them all, release with -e release_force=true",
         )
 
 
@@ -513,7 +514,7 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     stage = backend and any(not scene.is_listed(name) for name in wanted)
     switch = backend and any(not scene.is_settled(name) for name in wanted) or bool(wanted) and any(scene.serves(name) for name in leaving)
     drain = [name for name in leaving if switch or not scene.is_idle(name)]
-    # After a crash the fragment may say what the runtime does not show, so it is written anew; the entry is still open, so something is done.
+    # After a crash a fragment may say what its HAProxy does not show yet, so it is written anew. And the entry wants to be closed.
     crashed = scene.history.entry is not None
     stop, destroy = _unwanted(scene, aim)
     # Who is about to take over must be up now, not only when the world was observed. What was down before is nobody's proof.

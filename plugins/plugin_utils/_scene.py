@@ -18,10 +18,13 @@ from ._placement import reservation
 LIVE = 100
 """The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
 
+NOT_LOADED = "not loaded"
+"""The check of a server that stands in a balancer's fragment, and that its HAProxy has forgotten or was not told of yet."""
+
 
 @dataclass
 class Sight:
-    """What all answering balancers together say of one server: on how many it is what."""
+    """What all answering balancers together say of one server: on how many it is what. listed on none: it is in a fragment only."""
 
     server: Server
     listed: int = 0
@@ -51,6 +54,7 @@ class Scene:
         observed = {item.host for item in world.balancers}
         self.silent.update({host: "it was not observed" for host in definition.balancers if host not in observed})
         self._name = re.compile(rf"{re.escape(definition.name)}-r([1-9][0-9]*)-([1-9][0-9]*)")
+        self._numbers: dict[str, tuple[int, int]] = {}
         self._index_servers()
         self._index_instances()
 
@@ -68,6 +72,8 @@ class Scene:
         if sight is None:
             sight = self.sights[server.name] = Sight(server)
             self.servers_of.setdefault(self.numbers(server.name)[0], []).append(server.name)
+        if server.check == NOT_LOADED:
+            return
         ready = server.state == "ready"
         sight.listed += 1
         sight.up += server.up
@@ -103,8 +109,11 @@ class Scene:
 
     def numbers(self, name: str) -> tuple[int, int]:
         """Release and slot in a server's or instance's name; (0, 0) where it is not one of this fleet's."""
-        found = self._name.fullmatch(name)
-        return (int(found[1]), int(found[2])) if found else (0, 0)
+        known = self._numbers.get(name)
+        if known is None:
+            found = self._name.fullmatch(name)
+            known = self._numbers[name] = (int(found[1]), int(found[2])) if found else (0, 0)
+        return known
 
     # Questions about one server
 

@@ -33,9 +33,10 @@ class MemoryLedger:
         site.rejected = lambda: [row.number for row in self.releases.values() if row.status == "failed"]
 
     def history(self) -> History:
+        rows = tuple(self.releases[number] for number in sorted(self.releases))
         return History(
-            self.name, self.fence, self.live, self.next_release, self.next_server, tuple(self.releases[number] for number in sorted(self.releases)),
-            self.entry, dict(self.servers), dict(self.reserved),
+            self.name, self.fence, self.live, self.next_release, self.next_server, rows, self.entry, dict(self.servers),
+            dict(self.reserved),
         )
 
     def acquire(self) -> int:

@@ -18,7 +18,6 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._errors import Refus
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Head, Image, Instance, LastWords, Pool, Server
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 
-
 LEDGER = "phoenix.fleet.ledger"
 
 
@@ -32,11 +31,10 @@ class Crash(BaseException):
 
 @dataclass
 class Box:
-    """An instance as it is. well: it answers. killed: by the outside world, not by us."""
+    """An instance as it is. well: it answers, if it runs."""
 
     instance: Instance
     well: bool = True
-    killed: bool = False
 
     @property
     def answers(self) -> bool:
@@ -76,7 +74,7 @@ class HAProxy:
         if stamp and self.head and (adopt or (self.head.ledger == stamp.ledger and self.head.fence <= stamp.fence)):
             self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
-        servers += [replace(server, state="maint") for name, server in self.fragment.items() if name not in self.lines]
+        servers += [replace(server, state="maint", check="not loaded") for name, server in self.fragment.items() if name not in self.lines]
         return Balancer(self.host, head=self.head, servers=tuple(servers), strangers=self.strangers)
 
     def apply(self, servers: Sequence[Server], head: Head) -> None:
@@ -142,6 +140,7 @@ class Site:
     events: dict[int, Callable[[], None]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     serial: int = 0
+    died: set[str] = field(default_factory=set)
     kills: int = 0
     fleet: str = "web"
 
@@ -164,7 +163,8 @@ class Site:
         """An instance dies by itself."""
         for box in self.boxes.values():
             if box.instance.name == name and box.instance.state == "running":
-                box.instance, box.killed = replace(box.instance, state="stopped"), True
+                box.instance = replace(box.instance, state="stopped")
+                self.died.add(name)
                 self.kills += 1
 
     def pass_time(self) -> None:
@@ -189,7 +189,7 @@ class Site:
                     raise LawBrokenError(f"{what}: {balancer.host} sends requests for {name} to {box.instance.name}")
                 if box and box.answers:
                     serving += 1
-                elif not (box and box.killed) and self.numbers(name):
+                elif name not in self.died and self.numbers(name):
                     raise LawBrokenError(f"{what}: {balancer.host} sends requests to {name}, which does not answer")
             if serving < self.need - self.kills:
                 raise LawBrokenError(f"{what}: only {serving} of {self.need} serve on {balancer.host}")
@@ -309,7 +309,8 @@ class SimulatedProvider:
         if box is None:
             raise RefusedError(f"instance {item.name} on {item.host}", "it has vanished")
         if box.instance.state != "running":
-            box.instance, box.killed = replace(box.instance, state="running"), False
+            box.instance = replace(box.instance, state="running")
+            self.site.died.discard(item.name)
         return box.instance
 
     def _stop(self, item: Instance) -> Instance:
@@ -360,7 +361,7 @@ class SimulatedProvider:
 
 def picture(site: Site) -> Mapping[str, Any]:
     """All that a run could have changed, to compare."""
-    return {
-        "boxes": {key: box.instance for key, box in sorted(site.boxes.items())},
-        "balancers": {item.host: (dict(item.fragment), {name: line.server for name, line in item.lines.items()}, item.strangers) for item in site.balancers},
-    }
+    seen: dict[str, Any] = {f"{host} {name}": box.instance for (host, name), box in sorted(site.boxes.items())}
+    for item in site.balancers:
+        seen[item.host] = dict(item.fragment), {name: line.server for name, line in item.lines.items()}, item.strangers
+    return seen

@@ -1,0 +1,566 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The planner by example. A plan is told as text, a line for each step, so that an example reads like the run it stands for.
+
+Worlds come about by runs in the simulated world: what a release leaves behind is what the next plan finds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
+    Balancer,
+    Definition,
+    Goal,
+    Head,
+    History,
+    Image,
+    Instance,
+    Plan,
+    Pool,
+    Release,
+    Server,
+    World,
+)
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._planner import plan
+from ansible_collections.phoenix.fleet.tests.simulation.executor import Fleet
+from ansible_collections.phoenix.fleet.tests.simulation.ledger import MemoryLedger
+from ansible_collections.phoenix.fleet.tests.simulation.world import Box, Crash, HAProxy, SimulatedProvider, Site, picture
+
+
+def fleet_of(size: int = 2, balancers: int = 1, hosts: int = 1, kind: str = "network", room: int = 60, **more: Any) -> Fleet:
+    site = Site(bad_images={"sha256:shop:bad"})
+    site.balancers = [HAProxy(site, f"lb{number}") for number in range(1, balancers + 1)]
+    names = tuple(item.host for item in site.balancers)
+    provider = SimulatedProvider(site, [f"host{number}" for number in range(1, hosts + 1)], kind, room)
+    return Fleet(site, provider, MemoryLedger(site), Definition("web", "shop:1", 8080, size=size, balancers=names, **more))
+
+
+def released(*images: str, **more: Any) -> Fleet:
+    """A fleet after these releases, each of which went well."""
+    fleet = fleet_of(**more)
+    for image in images:
+        fleet.run(release(image))
+    return fleet
+
+
+def release(image: str, shape: str = "h", force: bool = False) -> Goal:
+    return Goal("release", Image(image, f"sha256:{image}"), shape, force)
+
+
+def crashed(fleet: Fleet, goal: Goal, instant: str, times: int = 1) -> Fleet:
+    """The fleet after a run that was killed when the simulated world had just said `instant`, for the so-many-eth time."""
+    tick, seen = fleet.site.tick, Counter[str]()
+
+    def dying(what: str) -> None:
+        tick(what)
+        seen[what] += 1
+        if what == instant and seen[what] == times:
+            raise Crash
+
+    fleet.site.tick = dying  # type: ignore[method-assign]
+    with pytest.raises(Crash):
+        fleet.run(goal)
+    fleet.site.tick = tick  # type: ignore[method-assign]
+    fleet.site.pass_time()
+    return fleet
+
+
+def told(made: Plan) -> list[str]:
+    """Each step as a line; waves are parted by a rule. A server is NAME=WEIGHT, or NAME~ where it drains."""
+    lines: list[str] = []
+    for wave in made.waves:
+        lines += ["--"] if lines else []
+        for step in wave:
+            things = [_short(item.name) for item in step.instances]
+            things += [_short(item.name) + (f"={item.weight}" if item.state == "ready" else "~") for item in step.servers]
+            lines.append(" ".join([step.kind, *(things or ([f"r{step.release}"] if step.kind in ("commit", "retire") else []))]))
+    return lines
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("web-")
+
+
+# A release
+
+def test_the_first_release() -> None:
+    made = fleet_of().plan(release("shop:1"))
+    assert told(made) == [
+        "create r1-1 r1-2", "check r1-1 r1-2", "stage r1-1=0 r1-2=0", "gate r1-1=100 r1-2=100", "commit r1", "switch r1-1=100 r1-2=100",
+        "watch r1-1=100 r1-2=100",
+    ]
+    assert (made.source, made.target, made.outcome, made.reasons) == (0, 1, "live", ("first release",))
+    assert made.release == Release(1, "open", "shop:1", "sha256:shop:1", "h", 2)
+
+
+def test_another_image_takes_over_before_the_former_goes() -> None:
+    made = released("shop:1").plan(release("shop:2"))
+    assert told(made) == [
+        "create r2-1 r2-2",
+        "check r2-1 r2-2",
+        "stage r1-1=100 r1-2=100 r2-1=0 r2-2=0",
+        "gate r2-1=100 r2-2=100",
+        "commit r2",
+        "switch r2-1=100 r2-2=100 r1-1=0 r1-2=0",
+        "watch r2-1=100 r2-2=100",
+        "drain r2-1=100 r2-2=100 r1-1~ r1-2~",
+        "quiet r1-1~ r1-2~",
+        "deregister r2-1=100 r2-2=100",
+        "retire r2",
+        "stop r1-1 r1-2",
+    ]
+    assert made.reasons == ("image changed", "keeps r1 as standby")
+
+
+@pytest.mark.parametrize(("goal", "reason"), [
+    (release("shop:2"), "image changed"),
+    (release("shop:1", "another"), "definition changed"),
+    (release("shop:1", force=True), "forced"),
+    (replace(release("shop:1"), image=Image("shop:1", "sha256:moved")), "shop:1 is another image now"),
+])
+def test_what_makes_a_release_and_why(goal: Goal, reason: str) -> None:
+    made = released("shop:1").plan(goal)
+    assert made.target == 2 and made.reasons[0] == reason
+
+
+def test_the_same_again_is_nothing() -> None:
+    assert released("shop:1").plan(release("shop:1")).waves == ()
+
+
+def test_the_same_with_another_size_is_a_scale_of_what_is_live() -> None:
+    fleet = released("shop:1")
+    fleet.definition = replace(fleet.definition, size=3)
+    made = fleet.plan(release("shop:1"))
+    assert (made.verb, made.target, made.reasons) == ("scale", 1, ("size 2 -> 3",))
+    assert told(made)[0] == "create r1-3"
+
+
+def test_another_image_with_another_size() -> None:
+    fleet = released("shop:1")
+    fleet.definition = replace(fleet.definition, size=3)
+    made = fleet.plan(release("shop:2"))
+    assert told(made)[0] == "create r2-1 r2-2 r2-3" and made.reasons[:2] == ("image changed", "size 2 -> 3")
+
+
+@pytest.mark.parametrize(("keep", "stopped", "destroyed"), [(0, [], [2]), (1, [2], [1]), (2, [2], [])])
+def test_retention(keep: int, stopped: list[int], destroyed: list[int]) -> None:
+    fleet = released("shop:1", "shop:2", keep=keep)
+    made = fleet.plan(release("shop:3"))
+    acts = {step.kind: sorted({item.release for item in step.instances}) for wave in made.waves for step in wave if step.instances}
+    assert (acts.get("stop", []), acts.get("destroy", [])) == (stopped, destroyed)
+
+
+def test_a_running_standby_is_not_stopped() -> None:
+    assert told(released("shop:1", standby="running").plan(release("shop:2")))[-1] == "retire r2"
+
+
+def test_a_failed_release_is_taken_away_and_the_former_goes_on() -> None:
+    fleet = released("shop:1")
+    before = picture(fleet.site)
+    with pytest.raises(FleetError):
+        fleet.run(release("shop:bad"))
+    assert told(fleet.plans[-1]) == ["deregister r1-1=100 r1-2=100", "destroy r2-1 r2-2"]
+    assert fleet.plans[-1].reasons[0].startswith("r2 did not end (checks: ")
+    assert picture(fleet.site) == before
+    assert fleet.plan(release("shop:3")).target == 3  # numbers are never used again
+
+
+def test_a_failed_first_release_is_kept_to_be_looked_at_and_taken_away_by_the_next_run() -> None:
+    fleet = fleet_of()
+    with pytest.raises(FleetError):
+        fleet.run(release("shop:bad"))
+    assert {name for _host, name in fleet.site.boxes} == {"web-r1-1", "web-r1-2"}
+    assert told(fleet.plan(release("shop:1")))[:3] == ["destroy r1-1 r1-2", "--", "create r2-1 r2-2"]
+    assert told(fleet.plan(Goal("heal"))) == ["destroy r1-1 r1-2"]
+
+
+# Where
+
+@pytest.mark.parametrize(("kind", "places"), [
+    ("network", ["host1 10.0.1.1:8080", "host2 10.0.2.1:8080", "host1 10.0.1.2:8080"]),
+    ("published", ["host1 10.0.1.1:20000", "host2 10.0.2.1:20000", "host1 10.0.1.1:20001"]),
+    ("dynamic", ["host1 :8080", "host2 :8080", "host1 :8080"]),
+])
+def test_instances_are_spread_evenly_lowest_places_first(kind: str, places: list[str]) -> None:
+    made = fleet_of(size=3, hosts=2, kind=kind).plan(release("shop:1"))
+    assert [f"{item.host} {item.address}:{item.port}" for item in made.waves[0][0].instances] == places
+
+
+def test_a_place_is_free_when_nobody_has_reserved_it_lives_there_or_is_still_registered() -> None:
+    fleet = fleet_of(size=1)
+    fleet.ledger.reserved = {"host1 10.0.1.1": "other-r7-1", "host1 10.0.1.2": "web-r1-9"}  # of the second nothing is left
+    fleet.site.boxes["host1", "db"] = Box(Instance("db", "host1", "", 0, 0, "db:1", "10.0.1.2", 5432, state="running"))
+    fleet.site.balancers[0].lines = {}
+    world = replace(fleet.world(), balancers=(Balancer("lb1", servers=(Server("web-r1-8", "10.0.1.3", 8080, 10001),)),))
+    made = plan(fleet.definition, world, fleet.ledger.history(), release("shop:1"))
+    assert made.waves[0][0].instances[0].address == "10.0.1.4"
+    assert made.servers["web-r2-1"] == 10002
+
+
+def test_no_room_is_refused_with_the_remedy() -> None:
+    with pytest.raises(RefusedError, match=r"2 instances need a place each, and host1 \(10.0.1.1 to 10.0.1.3\) has room for 1. Widen"):
+        released("shop:1", room=3).plan(release("shop:2"))
+
+
+def test_what_is_reserved_is_all_that_the_fleet_holds() -> None:
+    made = released("shop:1").plan(release("shop:2"))
+    assert made.reserved == {
+        "host1 10.0.1.1": "web-r1-1", "host1 10.0.1.2": "web-r1-2", "host1 10.0.1.3": "web-r2-1", "host1 10.0.1.4": "web-r2-2",
+    }
+    assert made.servers == {"web-r1-1": 10001, "web-r1-2": 10002, "web-r2-1": 10003, "web-r2-2": 10004}
+
+
+# Other verbs
+
+def test_rollback_starts_the_standby_and_is_a_release_otherwise() -> None:
+    made = released("shop:1", "shop:2").plan(Goal("rollback"))
+    assert told(made)[:5] == [
+        "start r1-1 r1-2", "check r1-1 r1-2", "stage r2-1=100 r2-2=100 r1-1=0 r1-2=0", "gate r1-1=100 r1-2=100", "commit r1",
+    ]
+    assert (made.source, made.target) == (2, 1) and "keeps r2 as standby" in made.reasons
+
+
+def test_rollback_replaces_what_is_missing_or_tampered_with() -> None:
+    fleet = released("shop:1", "shop:2")
+    box = fleet.site.boxes["host1", "web-r1-1"]
+    box.instance = replace(box.instance, health="unhealthy")  # as a provider says of a standby whose files were changed
+    made = fleet.plan(Goal("rollback"))
+    assert told(made)[:2] == ["create r1-3", "start r1-2"]
+    assert made.waves[0][0].instances[0].image == "sha256:shop:1"
+    assert told(made)[-1] == "destroy r1-1"
+
+
+@pytest.mark.parametrize(("runs", "target"), [
+    ([], 2),
+    (["rollback"], None),  # again is nothing: it holds
+    (["rollback", "shop:4"], 2),  # what was live before, not the highest number
+    (["rollback to 1", "shop:4"], 1),
+    (["rollback", "rollback to 3"], 2),
+    (["shop:bad"], 2),  # what failed does not count
+])
+def test_where_a_rollback_goes(runs: list[str], target: int | None) -> None:
+    fleet = released("shop:1", "shop:2", "shop:3", keep=3)
+    for run in runs:
+        goal = Goal("rollback", to=int(run.partition("to ")[2] or 0)) if run.startswith("rollback") else release(run)
+        try:
+            fleet.run(goal)
+        except FleetError:
+            assert run == "shop:bad"
+    made = fleet.plan(Goal("rollback"))
+    assert (made.target if made.waves else None) == target
+
+
+def test_rollback_to_a_release_of_which_nothing_is_left() -> None:
+    made = released("shop:1", "shop:2", "shop:3").plan(Goal("rollback", to=1))
+    assert told(made)[0] == "create r1-1 r1-2"
+
+
+@pytest.mark.parametrize(("to", "words"), [(9, "no such release is recorded. Releases to go back to: r1"), (3, "it was rejected")])
+def test_where_a_rollback_never_goes(to: int, words: str) -> None:
+    fleet = released("shop:1", "shop:2")
+    with pytest.raises(FleetError):
+        fleet.run(release("shop:bad"))
+    with pytest.raises(RefusedError, match=words):
+        fleet.plan(Goal("rollback", to=to))
+
+
+def test_scale_up_leaves_the_others_alone() -> None:
+    assert told(released("shop:1").plan(Goal("scale", size=3))) == [
+        "create r1-3", "check r1-3", "stage r1-1=100 r1-2=100 r1-3=0", "gate r1-1=100 r1-2=100 r1-3=100", "commit r1",
+        "switch r1-1=100 r1-2=100 r1-3=100", "watch r1-1=100 r1-2=100 r1-3=100",
+    ]
+
+
+def test_scale_down_drains_first() -> None:
+    assert told(released("shop:1").plan(Goal("scale", size=1))) == [
+        "gate r1-1=100", "commit r1", "switch r1-1=100 r1-2=0", "watch r1-1=100", "drain r1-1=100 r1-2~", "quiet r1-2~",
+        "deregister r1-1=100", "destroy r1-2",
+    ]
+
+
+def test_a_release_keeps_the_size_of_a_later_scale_and_says_so() -> None:
+    fleet = released("shop:1")
+    fleet.run(Goal("scale", size=3))
+    rows = fleet.ledger.releases
+    rows[1] = replace(rows[1], definition={"size": 2})  # as the ledger records it
+    made = fleet.plan(release("shop:2"))
+    assert made.release and made.release.size == 3
+    assert "keeps size 3 of the scale after fleet_size 2 was set" in made.reasons
+    fleet.definition = replace(fleet.definition, size=4)
+    made = fleet.plan(release("shop:2"))
+    assert made.release and made.release.size == 4
+
+
+@pytest.mark.parametrize(("mishap", "reason"), [
+    ("stopped", "web-r1-1 is not well"), ("unhealthy", "web-r1-1 is not well"), ("drained", "web-r1-1 is not well"),
+    ("vanished", "web-r1-1 has vanished"),
+])
+def test_heal_replaces_what_is_not_well(mishap: str, reason: str) -> None:
+    fleet = released("shop:1")
+    box, line = fleet.site.boxes["host1", "web-r1-1"], fleet.site.balancers[0].lines["web-r1-1"]
+    fleet.site.died.add("web-r1-1")
+    if mishap == "vanished":
+        del fleet.site.boxes["host1", "web-r1-1"]
+    elif mishap == "drained":
+        line.server = replace(line.server, state="drain")
+    else:
+        box.instance = replace(box.instance, **({"state": "stopped"} if mishap == "stopped" else {"health": "unhealthy"}))
+    made = fleet.plan(Goal("heal"))
+    assert told(made)[0] == "create r1-3" and made.reasons == (reason,)
+    fleet.run(Goal("heal"))
+    assert {name for _host, name in fleet.site.boxes} == {"web-r1-2", "web-r1-3"} == set(fleet.site.balancers[0].lines)
+
+
+def test_heal_puts_a_balancer_right_that_forgot_everything() -> None:
+    fleet = released("shop:1", balancers=2)
+    fleet.site.balancers[1].lines.clear()
+    assert told(fleet.plan(Goal("heal"))) == [
+        "check r1-1 r1-2", "stage r1-1=100 r1-2=100", "gate r1-1=100 r1-2=100", "switch r1-1=100 r1-2=100", "watch r1-1=100 r1-2=100",
+    ]
+
+
+@pytest.mark.parametrize(("size", "down", "refused"), [(5, 4, False), (5, 5, True), (20, 5, True), (40, 5, False), (40, 8, True)])
+def test_meltdown_guard(size: int, down: int, refused: bool) -> None:
+    """So many do not fail by themselves (facts: peers.md, BOSH: 5 and 20 %)."""
+    fleet = released("shop:1", size=size, room=200)
+    for slot in range(1, down + 1):
+        fleet.site.kill(f"web-r1-{slot}")
+    if refused:
+        with pytest.raises(RefusedError, match=f"{down} of {size} instances of r1 are not well"):
+            fleet.plan(Goal("heal"))
+    else:
+        assert len(fleet.plan(Goal("heal")).waves[0][0].instances) == down
+    assert fleet.plan(release("shop:1", force=True)).target == 2
+
+
+def test_retire() -> None:
+    made = released("shop:1", "shop:2").plan(Goal("retire"))
+    assert told(made) == ["drain r2-1~ r2-2~", "quiet r2-1~ r2-2~", "deregister", "retire r0", "destroy r1-1 r1-2 r2-1 r2-2"]
+    assert (made.source, made.target, made.outcome) == (2, 0, "retired")
+
+
+# After a crash
+
+@pytest.mark.parametrize(("instant", "first", "reason"), [
+    ("after create", "deregister r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
+    ("after gate", "deregister r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
+    ("after the record commit", "gate r2-1=100 r2-2=100", "r2 was committed and is up: this completes it"),
+    ("lb1 after the fragment", "deregister r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
+    ("after drain", "drain r2-1=100 r2-2=100 r1-1~ r1-2~", "r2 was committed and is up: this completes it"),
+    ("after the record retire", "deregister r2-1=100 r2-2=100", "r2 was committed and is up: this completes it"),
+])
+def test_a_killed_release_is_completed_or_never_happened(instant: str, first: str, reason: str) -> None:
+    fleet = crashed(released("shop:1"), release("shop:2"), instant)
+    made = fleet.plan(Goal("heal"))
+    assert (told(made)[0], made.reasons[0], made.again) == (first, reason, True)
+
+
+def test_traffic_proves_a_commit_whose_record_is_missing() -> None:
+    fleet = crashed(released("shop:1"), release("shop:2"), "after switch")
+    assert fleet.ledger.entry
+    fleet.ledger.entry = replace(fleet.ledger.entry, records=())
+    made = fleet.plan(Goal("heal"))
+    assert told(made)[0] == "commit r2"
+
+
+def test_committed_and_not_up_goes_back_and_is_never_promoted_again() -> None:
+    fleet = crashed(released("shop:1"), release("shop:2"), "after switch")
+    fleet.site.kill("web-r2-1")
+    fleet.site.pass_time()
+    made = fleet.plan(Goal("heal"))
+    assert told(made) == [
+        "gate r1-1=100 r1-2=100", "switch r1-1=100 r1-2=100 r2-1=0 r2-2=0", "watch r1-1=100 r1-2=100",
+        "drain r1-1=100 r1-2=100 r2-1~ r2-2~", "quiet r2-1~ r2-2~", "deregister r1-1=100 r1-2=100", "destroy r2-1 r2-2",
+    ]
+    assert made.outcome == "failed"
+    fleet = crashed(fleet, Goal("heal"), "after the intent")
+    fleet.site.boxes["host1", "web-r2-1"].instance = replace(fleet.site.boxes["host1", "web-r2-1"].instance, state="running")
+    fleet.site.pass_time()
+    assert fleet.plan(Goal("heal")).outcome == "failed"
+
+
+def test_a_fix_can_be_released_when_neither_generation_is_up() -> None:
+    fleet = crashed(released("shop:1"), release("shop:2"), "after switch")
+    for name in ("web-r1-1", "web-r1-2", "web-r2-1", "web-r2-2"):
+        fleet.site.kill(name)
+    fleet.site.pass_time()
+    made = fleet.plan(release("shop:3"))
+    assert (made.verb, made.source, made.target, made.again) == ("release", 2, 3, False)
+
+
+# Every balancer
+
+def test_a_silent_balancer_refuses_before_anything_is_made() -> None:
+    fleet = released("shop:1", balancers=2)
+    fleet.site.balancers[1].reachable = False
+    with pytest.raises(RefusedError, match="balancer lb2: it cannot be reached .* Bring it back, or take it out of fleet_balancers"):
+        fleet.plan(release("shop:2"))
+
+
+def test_a_balancer_that_was_not_observed_is_silent() -> None:
+    fleet = released("shop:1", balancers=2)
+    world = fleet.world()
+    with pytest.raises(RefusedError, match="balancer lb2: it cannot be reached"):
+        plan(fleet.definition, replace(world, balancers=world.balancers[:1]), fleet.ledger.history(), release("shop:2"))
+
+
+def test_a_silent_balancer_after_the_commit_moves_the_weights_elsewhere_and_stops_nothing() -> None:
+    fleet = crashed(released("shop:1", balancers=2), release("shop:2"), "after the record commit")
+    fleet.site.balancers[1].reachable = False
+    made = fleet.plan(Goal("heal"))
+    assert [line.split()[0] for line in told(made)] == ["gate", "switch", "watch"]
+    assert (made.silent, made.closes) == (("lb2",), False)
+    with pytest.raises(RefusedError, match="balancer lb2"):
+        fleet.run(Goal("heal"))
+    assert fleet.ledger.entry and all(box.instance.state == "running" for box in fleet.site.boxes.values())
+    fleet.site.balancers[1].reachable = True
+    fleet.run(Goal("heal"))
+    assert [box.instance.state for box in fleet.site.boxes.values() if box.instance.release == 1] == ["stopped", "stopped"]
+
+
+def test_a_silent_balancer_before_the_commit_does_not_keep_what_was_made() -> None:
+    fleet = crashed(released("shop:1", balancers=2), release("shop:2"), "after stage")
+    fleet.site.balancers[1].reachable = False
+    made = fleet.plan(Goal("abort"))
+    assert told(made) == ["deregister r1-1=100 r1-2=100", "destroy r2-1 r2-2"] and made.closes
+    assert set(made.reserved) >= {"host1 10.0.1.3", "host1 10.0.1.4"}  # lb2 may still know their addresses
+
+
+# Strangers
+
+def foreign(fleet: Fleet) -> Fleet:
+    """The same world, seen with a ledger that is new."""
+    return Fleet(fleet.site, fleet.provider, MemoryLedger(fleet.site, "new"), fleet.definition)
+
+
+def test_another_ledgers_fleet_is_refused_by_name() -> None:
+    fleet = foreign(released("shop:1"))
+    with pytest.raises(RefusedError, match="balancer lb1: fleet web belongs to ledger ours there, and this is new. .*fleet_adopt=true"):
+        fleet.plan(release("shop:2"))
+    fleet.site.balancers[0].head = None
+    with pytest.raises(RefusedError, match=r"instance web-r1-1 on host1: it belongs to fleet web of another ledger \(ours\)"):
+        fleet.plan(release("shop:2"))
+
+
+def test_an_old_copy_of_the_ledger_is_refused() -> None:
+    fleet = released("shop:1")
+    fleet.ledger.fence = 0
+    with pytest.raises(RefusedError, match="balancer lb1: run 1 of fleet web was there, and this ledger knows only 0"):
+        fleet.plan(release("shop:2"))
+
+
+def test_a_lost_ledger_loses_history_and_never_the_service() -> None:
+    fleet = foreign(released("shop:1", "shop:2"))
+    fleet.definition = replace(fleet.definition, adopt=True)
+    made = fleet.plan(release("shop:3"))
+    assert (made.target, made.again, made.reasons) == (2, True, ("takes over r2, which is live by the head on lb1",))
+    fleet.site.need = 2
+    fleet.run(release("shop:3"))
+    assert fleet.ledger.live == 3
+    fleet.definition = replace(fleet.definition, adopt=False)
+    assert fleet.plan(Goal("heal")).waves == ()  # what was adopted is ours from then on
+    assert told(fleet.plan(Goal("rollback")))[0] == "start r2-1 r2-2"
+
+
+def strangers(fleet: Fleet) -> Fleet:
+    fleet.site.need = 1
+    fleet.site.balancers[0].strangers = (Server("legacy", "192.0.2.1", 80, 1, 1, up=True),)
+    return fleet
+
+
+def test_somebody_elses_servers_are_refused_and_nothing_is_touched() -> None:
+    fleet = strangers(fleet_of())
+    with pytest.raises(RefusedError, match=r"lb1: the backend of fleet web has somebody else's servers, such as legacy \(192.0.2.1:80\)"):
+        fleet.plan(release("shop:1"))
+
+
+def test_adopted_servers_serve_until_the_cutover_and_are_never_stopped() -> None:
+    fleet = strangers(fleet_of(adopt=True))
+    assert told(fleet.plan(release("shop:1")))[2:] == [
+        "stage legacy=1 r1-1=0 r1-2=0", "gate r1-1=100 r1-2=100", "commit r1", "switch r1-1=100 r1-2=100 legacy=0",
+        "watch r1-1=100 r1-2=100", "drain r1-1=100 r1-2=100 legacy~", "quiet legacy~", "deregister r1-1=100 r1-2=100", "retire r1",
+    ]
+
+
+# Refusals
+
+@pytest.mark.parametrize(("goal", "words"), [
+    (Goal("update"), "verb: 'update' is unknown"), (Goal("scale"), "scale_size: 0 is too small"), (Goal("release"), "image: missing"),
+])
+def test_goals_that_make_no_sense(goal: Goal, words: str) -> None:
+    with pytest.raises(InvalidError, match=words):
+        fleet_of().plan(goal)
+
+
+@pytest.mark.parametrize("verb", ["rollback", "scale"])
+def test_verbs_that_need_a_live_release(verb: str) -> None:
+    with pytest.raises(RefusedError, match=f"nothing is live that {verb} could work on"):
+        fleet_of().plan(Goal(verb, size=2))
+
+
+@pytest.mark.parametrize("verb", ["release", "rollback", "scale", "heal", "retire"])
+def test_hold(verb: str) -> None:
+    goal = replace(release("shop:2"), verb=verb, size=3)
+    with pytest.raises(RefusedError, match="fleet web: it is on hold: inventory week. Remove fleet_hold"):
+        released_on_hold().plan(goal)
+
+
+def released_on_hold() -> Fleet:
+    fleet = released("shop:1")
+    fleet.definition = replace(fleet.definition, hold="inventory week")
+    return fleet
+
+
+# Ten thousand
+
+def big(size: int) -> tuple[Definition, World, History]:
+    """A fleet of that size, live, with one standby, on two balancers and 20 hosts."""
+    marker = {"phoenix.fleet.ledger": "ours"}
+    hosts = [f"host{number}" for number in range(20)]
+
+    def instances(number: int, state: str) -> Iterator[Instance]:
+        for slot in range(1, size + 1):
+            address = f"10.{number}.{slot // 250}.{slot % 250 + 1}"
+            yield Instance(f"web-r{number}-{slot}", hosts[slot % 20], "web", number, slot, "sha256:1", address, 80, id=f"{number}-{slot}",
+                           state=state, marker=marker)
+
+    live = tuple(instances(2, "running"))
+    servers = tuple(Server(item.name, item.address, 80, 10000 + item.slot, 100, up=True) for item in live)
+    head = Head("ours", 1, "web", 2, 3)
+    pools = tuple(Pool(host, "network", f"10.{50 + number}.0.1", f"10.{50 + number}.255.254") for number, host in enumerate(hosts))
+    world = World((*instances(1, "stopped"), *live), tuple(Balancer(host, head=head, servers=servers) for host in ("lb1", "lb2")), pools)
+    rows = (Release(1, "standby", "shop:1", "sha256:1", "h", size), Release(2, "live", "shop:2", "sha256:2", "h", size))
+    reserved = {f"{item.host} {item.address}": item.name for item in world.instances}
+    history = History("ours", 1, 2, 3, 40000, rows, servers={server.name: server.id for server in servers}, reserved=reserved)
+    return Definition("web", "shop:3", 80, size=size, balancers=("lb1", "lb2")), world, history
+
+
+@pytest.mark.parametrize("goal", [release("shop:3"), Goal("rollback"), Goal("heal"), Goal("retire")], ids=lambda goal: goal.verb)
+def test_the_cost_of_a_plan_grows_with_the_fleet_and_no_faster(goal: Goal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in operations on what is compared most, equality of instances and reading of names; seconds are only told."""
+    def cost(size: int) -> int:
+        counted = Counter[str]()
+        definition, world, history = big(size)
+        original = Instance.__getattribute__
+        monkeypatch.setattr(Instance, "__getattribute__", lambda self, name: (counted.update([name]), original(self, name))[1])
+        plan(definition, world, history, goal)
+        monkeypatch.undo()
+        return sum(counted.values())
+
+    small, large = cost(200), cost(400)
+    assert large < 2.1 * small
+    definition, world, history = big(10_000)
+    began = time.process_time()
+    made = plan(definition, world, history, goal)
+    print(f"{goal.verb} of 10,000 instances planned in {time.process_time() - began:.2f} s of CPU, {large / 400:.0f} reads for each")
+    assert made.waves or goal.verb == "heal"
