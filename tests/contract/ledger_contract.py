@@ -466,7 +466,7 @@ class LedgerContract:
 
     @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(number=st.integers(1, 8), harm=st.sampled_from(
-        ["delete", "insert", "number", "entry", "record", "reason", "data", "fence", "at", "hash", "swap"]))
+        ["delete", "insert", "forge", "number", "entry", "record", "reason", "data", "fence", "at", "hash", "swap"]))
     def test_a_changed_record_is_found(self, place: Place, number: int, harm: str) -> None:
         ledger = Ledger(*place)
         fleet = f"web{len(ledger.fleets())}"
@@ -484,6 +484,11 @@ class LedgerContract:
                 connection.execute(sa.delete(_tables.EVENTS).where(chosen))
             elif harm == "insert":
                 connection.execute(sa.insert(_tables.EVENTS).values({**row, "number": 10}))
+            elif harm == "forge":  # with a hash that fits it, but not the one after it
+                before = sa.select(_tables.EVENTS.c.hash).where(mine, _tables.EVENTS.c.number == number - 1)
+                row["reason"] = "changed"
+                row["hash"] = _ledger._hash(connection.scalar(before) or "", row)
+                connection.execute(sa.update(_tables.EVENTS).where(chosen).values(row))
             elif harm == "swap":
                 for one, other in ((number, 99), (number + 1, number), (99, number + 1)):
                     connection.execute(sa.update(_tables.EVENTS).where(mine, _tables.EVENTS.c.number == one).values(number=other))
