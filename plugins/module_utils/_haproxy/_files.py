@@ -27,11 +27,11 @@ LOCK_PATIENCE = 90.0
 
 
 def read(path: str) -> Optional[str]:
-    """The file's text, or None where there is none."""
+    """The file's text, or None where there is none (or, in /proc, no such process any more)."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     except OSError as error:
         raise _refused(path, error) from None
@@ -259,7 +259,7 @@ def connections(current: int, addresses: Sequence[Tuple[str, int]]) -> Mapping[T
         if _is_ip(address):
             wanted[(ipaddress.ip_address(address), port)] = (address, port)
     owned = None if others is None else {inode for pid in others for inode in _sockets(pid)}
-    tables = {os.path.realpath(f"/proc/{pid}/ns/net"): pid for pid in (others if others else ["self"])}
+    tables = {_link(f"/proc/{pid}/ns/net"): pid for pid in (others if others else ["self"])}
     for pid in tables.values():
         for name in ("tcp", "tcp6"):
             for line in (read(f"/proc/{pid}/net/{name}") or "").splitlines()[1:]:
@@ -270,11 +270,22 @@ def connections(current: int, addresses: Sequence[Tuple[str, int]]) -> Mapping[T
     return count
 
 
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
 def _sockets(pid: int) -> List[str]:
     try:
-        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
         return []
+    except PermissionError as error:
+        # To see none of a process that may not be seen would call a connected server idle.
+        raise _refused(f"/proc/{pid}/fd", error) from None
+    links = [_link(f"/proc/{pid}/fd/{name}") for name in names]
     return [link[len("socket:["):-1] for link in links if link.startswith("socket:[")]
 
 
