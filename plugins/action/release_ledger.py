@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import getpass
+import getpass
 import os
 import socket
 import time
@@ -69,4 +70,11 @@ def _login() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a user that nobody has named
+        return str(os.getuid())
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in a container
         return str(os.getuid())

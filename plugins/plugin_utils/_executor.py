@@ -14,7 +14,7 @@ import threading
 from contextlib import contextmanager
 from typing import Iterator, Mapping, Optional
 
-from ..module_utils._errors import DeadlineError, LeaseError
+from ..module_utils._errors import DeadlineError, FleetError, LeaseError
 from ..module_utils._model import from_dict
 from ._ledger import Lease, Ledger
 
@@ -88,6 +88,9 @@ class _Heart(threading.Thread):
             except LeaseError as error:
                 self.lost = error
                 return
+            except FleetError:
+                # The ledger gives no answer. The lease lives on for a while, and the next check tells.
+                continue
 
     def stop(self) -> None:
         self._end.set()
