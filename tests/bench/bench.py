@@ -44,10 +44,11 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One release: seconds as they count, of the command as a whole, and of its parts; peak_mb of its largest process."""
+    """One release: seconds as they count, of the command as a whole, of processors, and of its parts; peak_mb of its largest process."""
 
     seconds: float
     whole: float
+    processor: float
     peak_mb: float
     sent: int
     failed: int
@@ -71,8 +72,8 @@ def command(method: str, size: int, number: int, image: str, folder: Path, refer
     }[method]
 
 
-def release(arguments: list[str], folder: Path) -> tuple[float, float, dict[str, float]]:
-    """Runs one release: the seconds it took, the peak memory of its largest process in MB, and the seconds of its parts.
+def release(arguments: list[str], folder: Path) -> tuple[float, float, float, dict[str, float]]:
+    """Runs one release: the seconds it took, those of processors, the peak memory of its largest process in MB, the seconds of its parts.
 
     A program that prints a JSON object of its phases is timed by its last phase, without the start of its interpreter.
     Parts of a playbook are its tasks, timed by when their names appear. Raises LabError with what was said.
@@ -96,7 +97,7 @@ def release(arguments: list[str], folder: Path) -> tuple[float, float, dict[str,
         raise LabError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)}")
     if said and said[-1].startswith("{"):
         parts = json.loads(said[-1])
-    return whole, usage.ru_maxrss / 1024, parts
+    return whole, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, parts
 
 
 def measure(method: str, size: int, runs: int, engine: Engine, folder: Path, references: str) -> list[Measured]:
@@ -115,10 +116,10 @@ def measure(method: str, size: int, runs: int, engine: Engine, folder: Path, ref
                 release(arguments, folder)
             else:
                 with Load(balancer.url, RATE) as load:
-                    whole, peak, parts = release(arguments, folder)
+                    whole, processor, peak, parts = release(arguments, folder)
                 counted = whole if method in ("fleet", "loops", "reference-loops") else max(parts.values())
                 told = load.result
-                measured.append(Measured(counted, whole, peak, told["sent"], told["failed"], told["failures"], parts))
+                measured.append(Measured(counted, whole, processor, peak, told["sent"], told["failed"], told["failures"], parts))
             done(engine, balancer, [image] * size + ["nginx:even"] * bool(static), 1 if static else size)
     return measured
 
@@ -143,18 +144,19 @@ def summary(method: str, size: int, measured: list[Measured], limit: float) -> d
         "sent": sum(m.sent for m in measured),
         "failed": sum(m.failed for m in measured),
         "served": method != "swarm",
+        "processor_s": round(statistics.median(m.processor for m in measured), 2),
         "peak_mb": round(max(m.peak_mb for m in measured)),
         "runs": [asdict(m) for m in measured],
     }
 
 
-HEADER = f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'sent':>8} {'failed':>7} {'peak MB':>8}"
+HEADER = f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'sent':>8} {'failed':>7} {'CPU s':>7} {'peak MB':>8}"
 
 
 def line(r: dict[str, Any]) -> str:
     name, spread, failed = METHODS[r["method"]], f"{r['min_s']:.2f} .. {r['max_s']:.2f}", r["failed"] if r["served"] else "-"
     times = f"{r['median_s']:9.2f} {spread:>15} {r['ratio'] or '-':>8}"
-    return f"{name:27} {r['size']:4} {times} {r['sent']:8,} {failed:>7} {r['peak_mb']:8}"
+    return f"{name:27} {r['size']:4} {times} {r['sent']:8,} {failed:>7} {r['processor_s']:7.2f} {r['peak_mb']:8}"
 
 
 def machine() -> dict[str, Any]:
