@@ -235,10 +235,10 @@ class Backend:
         path = MASTER_SOCKET if wanted is None and os.path.exists(MASTER_SOCKET) else wanted or ""
         if not path:
             return
-        self.client.master_path = path
         pid = self.client.info().pid
+        self.client.master_path = path
         deadline = time.monotonic() + 0.3
-        while pid not in self.client.processes().workers:
+        while pid not in self._workers(wanted):
             # Between the worker's and the master's answer it may have been reloaded.
             pid = self.client.info().pid
             if time.monotonic() > deadline:
@@ -250,6 +250,14 @@ class Backend:
                     )
                 return
             time.sleep(0.02)
+
+    def _workers(self, wanted: Optional[str]) -> Tuple[int, ...]:
+        try:
+            return self.client.processes().workers
+        except UnreachableError:
+            if wanted:
+                raise
+            return ()  # a socket that nobody asked for, left behind by another HAProxy
 
     # Observing
 

@@ -214,7 +214,7 @@ class _Connection:
                     remedy = "Set ansible_become: true for this balancer, or run as root."
                     raise RefusedError(f"HAProxy's socket {self.path}", "permission denied", remedy) from None
                 if time.monotonic() > self.patience:
-                    raise _silent(self.path, error) from None
+                    raise _silent(self.path, error, self.interactive) from None
                 time.sleep(0.02)
 
     def __exit__(self, *_exc: object) -> None:
@@ -258,13 +258,12 @@ class _Connection:
         return data.decode(errors="replace")
 
 
-def _silent(path: str, error: Exception) -> UnreachableError:
+def _silent(path: str, error: Exception, admin: bool) -> UnreachableError:
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.ENOENT:
-        return UnreachableError(
-            f"HAProxy's socket {path}", "it does not exist",
-            "Start HAProxy, or set haproxy_socket to the path on its line 'stats socket PATH level admin'.",
-        )
+        remedy = "set haproxy_socket to the path on its line 'stats socket PATH level admin'"
+        remedy = remedy if admin else "set haproxy_master_socket to the path after its option -S"
+        return UnreachableError(f"HAProxy's socket {path}", "it does not exist", f"Start HAProxy, or {remedy}.")
     if code == errno.ECONNREFUSED:
         return UnreachableError(f"HAProxy's socket {path}", "nobody listens there", "Start HAProxy: systemctl start haproxy")
     return UnreachableError(f"HAProxy's socket {path}", str(error), SICK)
