@@ -53,6 +53,7 @@ class Fleet:
         world = self.world(fence)
         made = plan(self.definition, world, self.ledger.history(), goal)
         self.plans.append(made)
+        self._check_places(made, world)
         if made.waves:
             self.ledger.open(made, fence)
             for wave in made.waves:
@@ -60,6 +61,13 @@ class Fleet:
             if made.closes:
                 self.ledger.record("done", fence)
         return made
+
+    def _check_places(self, made: Plan, world: World) -> None:
+        """What is planned has a place of its own."""
+        planned = [item for wave in made.waves for step in wave if step.kind == "create" for item in step.instances]
+        places = [(item.address, item.port) for item in (*planned, *world.instances) if item.address]
+        if len(set(places)) < len(places) or len({item.name for item in planned}) < len(planned):
+            raise LawBrokenError(f"planned twice: {places}")
 
     def _carry_out(self, made: Plan, wave: Sequence[Step], fence: int) -> None:
         kinds = [KINDS.index(step.kind) for step in wave]
@@ -73,10 +81,7 @@ class Fleet:
 
     def _step(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> None:
         if step.kind in ("create", "start"):
-            row = made.release
-            assert row is not None
-            blueprint = Blueprint(Image(row.image, row.digest), row.hash, self.ledger.name, row.revision)
-            getattr(self.provider, step.kind)(step.instances, blueprint)
+            getattr(self.provider, step.kind)(step.instances, self.blueprint(made))
         elif step.kind in ("stop", "destroy"):
             getattr(self.provider, step.kind)(step.instances, self.definition.stop_timeout)
         elif step.kind == "check":
@@ -95,6 +100,10 @@ class Fleet:
             self._wait(step, answering, lambda line: not line.sessions, "idle")
         else:
             self._apply(made, step, answering, fence)
+
+    def blueprint(self, made: Plan) -> Blueprint:
+        assert made.release is not None
+        return Blueprint(Image(made.release.image, made.release.digest), made.release.hash, self.ledger.name, made.release.revision)
 
     def _wait(self, step: Step, answering: Sequence[HAProxy], holds: object, what: str) -> None:
         assert callable(holds)

@@ -9,13 +9,14 @@ The laws themselves are checked by the simulated world, around each single chang
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Goal, Image
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Goal, Image, Instance
 from ansible_collections.phoenix.fleet.tests.simulation.executor import Fleet
 from ansible_collections.phoenix.fleet.tests.simulation.ledger import MemoryLedger
-from ansible_collections.phoenix.fleet.tests.simulation.world import Crash, HAProxy, SimulatedProvider, Site
+from ansible_collections.phoenix.fleet.tests.simulation.world import Box, Crash, HAProxy, SimulatedProvider, Site
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
@@ -23,12 +24,22 @@ GOOD = ["shop:1", "shop:2", "shop:3"]
 BAD = "shop:bad"
 
 
-def fleet_of(size: int = 2, balancers: int = 2, hosts: int = 1, kind: str = "network", **more: Any) -> Fleet:
+STRANGERS = {
+    ("host1", "db"): Instance("db", "host1", "", 0, 0, "db:1", "192.0.2.1", 5432, id="db", state="running"),
+    ("host1", "web-r1-9"): Instance("web-r1-9", "host1", "", 0, 0, "shop:1", "192.0.2.2", 80, id="by hand", state="running"),
+    ("host1", "web2-r1-1"): Instance(
+        "web2-r1-1", "host1", "web2", 1, 1, "shop:1", "192.0.2.3", 80, id="2", state="running", marker={"phoenix.fleet.ledger": "ours"},
+    ),
+}
+
+
+def fleet_of(size: int = 2, balancers: int = 2, hosts: int = 1, kind: str = "network", **more: Any) -> Unlucky:
     site = Site(bad_images={f"sha256:{BAD}"})
+    site.boxes.update((place, Box(item)) for place, item in STRANGERS.items())
     site.balancers = [HAProxy(site, f"lb{number}") for number in range(1, balancers + 1)]
     provider = SimulatedProvider(site, [f"host{number}" for number in range(1, hosts + 1)], kind)
     names = tuple(item.host for item in site.balancers)
-    return Fleet(site, provider, MemoryLedger(site), Definition("web", "shop:1", 8080, size=size, balancers=names, **more))
+    return Unlucky(site, provider, MemoryLedger(site), Definition("web", "shop:1", 8080, size=size, balancers=names, **more))
 
 
 def release(image: str, force: bool = False, shape: str = "h") -> Goal:
@@ -46,10 +57,13 @@ goals = st.one_of(
 instants = st.integers(1, 120)
 
 
-def attempt(fleet: Fleet, goal: Goal) -> str:
+def attempt(fleet: Unlucky, goal: Goal) -> str:
     """One run, with the capacity that it owes at every instant: that of the smaller of what was and what is asked for."""
     fleet.site.need = owed(fleet, goal)
     fleet.site.ticks = 0
+    for number, act in enumerate(fleet.late):
+        fleet.site.events.setdefault(3 + 11 * number, act)
+    fleet.late.clear()
     try:
         fleet.run(goal)
     except Crash:
@@ -60,7 +74,7 @@ def attempt(fleet: Fleet, goal: Goal) -> str:
     return "reached"
 
 
-def owed(fleet: Fleet, goal: Goal) -> int:
+def owed(fleet: Unlucky, goal: Goal) -> int:
     """How many instances serve now on the balancer that has the fewest, or how many will do."""
     if goal.verb == "retire" or (fleet.ledger.entry and fleet.ledger.entry.verb == "retire"):
         return 0
@@ -69,13 +83,30 @@ def owed(fleet: Fleet, goal: Goal) -> int:
     return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
 
 
+class Unlucky(Fleet):
+    """late is what a killed run's workers will still do while the next run is under way."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.late: list[Callable[[], None]] = []
+
+    def orphan(self) -> None:
+        """Whatever the run was about to make, its workers will make some day."""
+        made = self.plans[-1] if self.plans else None
+        for item in made.waves[-1][0].instances if made and made.waves and made.waves[-1][0].kind == "create" else ():
+            self.late.append(lambda item=item: self.provider.late(item, self.blueprint(made)))  # type: ignore[misc,arg-type]
+
+
 def crash() -> None:
     raise Crash
 
 
-def finish(fleet: Fleet) -> None:
+def finish(fleet: Unlucky) -> None:
     """No more faults: within three runs the fleet heals, and then there is nothing left to do."""
     fleet.site.events.clear()
+    for act in fleet.late:
+        act()
+    fleet.late.clear()
     for balancer in fleet.site.balancers:
         balancer.reachable = True
     fleet.site.pass_time()
@@ -85,8 +116,9 @@ def finish(fleet: Fleet) -> None:
     whole(fleet)
 
 
-def whole(fleet: Fleet) -> None:
+def whole(fleet: Unlucky) -> None:
     site, ledger, definition = fleet.site, fleet.ledger, fleet.definition
+    assert {place: site.boxes.pop(place).instance for place in STRANGERS} == STRANGERS
     assert not fleet.plan(Goal("heal")).waves
     assert ledger.entry is None
     rows = ledger.releases
@@ -108,7 +140,7 @@ pasts = st.one_of(st.just([]), st.lists(goals, max_size=3).map(lambda more: [rel
 @given(fleets, pasts, goals, instants, goals, instants, st.booleans(), st.booleans())
 @settings(max_examples=1000)
 def test_crashed_anywhere_and_planned_again(
-    fleet: Fleet, past: list[Goal], goal: Goal, at: int, other: Goal, then: int, same: bool, at_once: bool,
+    fleet: Unlucky, past: list[Goal], goal: Goal, at: int, other: Goal, then: int, same: bool, at_once: bool,
 ) -> None:
     """Killed at any instant; then the same command, or another one, killed as well; then nothing more happens to it."""
     for item in past:
@@ -125,17 +157,19 @@ def test_crashed_anywhere_and_planned_again(
 @st.composite
 def misfortunes(draw: st.DrawFn) -> list[tuple[int, str, int]]:
     """When, what, and to which: instances die, balancers vanish, come back, restart, lose what they knew; the controller is killed."""
-    kinds = st.sampled_from(["crash", "kill", "vanish", "return", "restart"])
+    kinds = st.sampled_from(["crash", "orphan", "kill", "vanish", "return", "restart"])
     return draw(st.lists(st.tuples(instants, kinds, st.integers(0, 7)), min_size=1, max_size=4))
 
 
-def strike(fleet: Fleet, kind: str, which: int) -> None:
+def strike(fleet: Unlucky, kind: str, which: int) -> None:
     site = fleet.site
     balancer = site.balancers[which % len(site.balancers)]
-    if kind == "crash":
+    if kind == "orphan":
+        fleet.orphan()
+    if kind in ("crash", "orphan"):
         raise Crash
     if kind == "kill":
-        names = sorted(box.instance.name for box in site.boxes.values() if box.instance.state == "running")
+        names = sorted(box.instance.name for box in site.boxes.values() if box.instance.fleet == "web" and box.instance.state == "running")
         site.kill(names[which % len(names)]) if names else None
     elif kind == "vanish":
         balancer.reachable = False
@@ -147,7 +181,9 @@ def strike(fleet: Fleet, kind: str, which: int) -> None:
 
 @given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=1000)
-def test_the_world_falls_apart_meanwhile(fleet: Fleet, past: list[Goal], runs: list[tuple[Goal, list[tuple[int, str, int]], bool]]) -> None:
+def test_the_world_falls_apart_meanwhile(
+    fleet: Unlucky, past: list[Goal], runs: list[tuple[Goal, list[tuple[int, str, int]], bool]],
+) -> None:
     for item in past:
         attempt(fleet, item)
     for goal, faults, calm in runs:
