@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import getpass
-import getpass
 import os
 import socket
 import time

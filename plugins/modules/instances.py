@@ -11,7 +11,7 @@ short_description: Do one thing with a set of instances, whatever provider they 
 version_added: 1.0.0
 description:
   - The verbs that every provider has, on a whole set at once. The roles of the collection know no provider, only this module.
-  - In a playbook of your own M(phoenix.fleet.docker_instances) is usually what you want, since it says what should be rather than what to do.
+  - In a playbook of your own M(phoenix.fleet.docker_instances) is usually what you want, since it says what should be.
   - Nothing is touched that does not carry the marker of the fleet.
 author:
   - The phoenix.fleet founders (@phoenix-fleet)

@@ -110,7 +110,6 @@ def main() -> None:
             "failure": {"type": "dict", "default": {}},
             "undoing": {"type": "dict", "default": {}},
             "folder": {"type": "str", "default": ""},
-    "folder": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )

@@ -17,8 +17,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._errors import FleetError, InvalidError
-from ..module_utils._providers import docker as _docker  # noqa: F401
 from ..module_utils._model import to_dict
+from ..module_utils._providers import docker as _docker  # noqa: F401
 from ._definition import MASK, definition_of, provider_options, read
 
 # The provider above is imported for those that come after: Ansible loads this file in its own process, and each task's fork inherits the
