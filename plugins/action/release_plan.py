@@ -96,6 +96,7 @@ def _result(definition: Definition, history: History, made: Plan) -> Result:
         **to_dict(made),
         "waves": [{step.kind: _step(made, step) for step in wave} for wave in made.waves],
         "next": max(history.next_release, made.target + 1),
+        "balancers": [host for host in definition.balancers if host not in made.silent],
         "made": [to_dict(item) for item in instances],
         "folder": os.path.join(definition.state_dir, "last-words", f"{definition.name}-r{made.target}"),
     }

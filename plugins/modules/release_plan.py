@@ -108,6 +108,11 @@ again:
   description: Whether this plan only puts a former run right, and the goal needs another one.
   returned: success
   type: bool
+balancers:
+  description: The balancers that the steps are carried out on, those that gave no answer left out.
+  returned: success
+  type: list
+  elements: str
 next:
   description: The number that the next release will have.
   returned: success

@@ -101,9 +101,10 @@ def ending(
     if check:
         return ["nothing was touched: this was --check"], ""
     lost = [item for item in after if not item.reachable]
-    if plan.outcome == "live" and plan.target and (live != plan.target or lost):
+    if lost or not plan.closes or (plan.outcome == "live" and plan.target and live != plan.target):
         wrong = ", ".join(f"{item.host}: {item.error}" for item in lost) or f"the balancers say that {_number(live)} is live"
-        return [], f"fleet {definition.name} is degraded: {wrong}. The same command again finishes it"
+        serves = f". {_number(live)} serves where a balancer answers" if lost else ""
+        return [], f"fleet {definition.name} is degraded: {wrong}{serves}. Bring it right and run the same again: that finishes it"
     if plan.outcome == "retired":
         return [f"the fleet is gone, its history stays, {seconds:.1f} s"], ""
     lines = [f"{_number(live)} is live{_requests(before, after)}, {seconds:.1f} s"]
