@@ -587,13 +587,16 @@ class Backend:
             time.sleep(0.02)
 
     def wait_idle(self, names: Collection[str], timeout: float, on_progress: Callable[[str], None] = lambda text: None) -> List[str]:
-        """Until no process of HAProxy has a session with these servers; what is left at the deadline is cut, and returned in words.
+        """Until no process of HAProxy has a session with these servers. At the deadline the rest is cut.
+
+        Returns in words what was cut, and what is left because it could not be (`left 1 of web-r41-1`), which is no error: the deadline
+        has passed, and whoever stops the server ends it.
 
         timeout in seconds. on_progress gets one line when it is over: the counts on the way, and the time it took.
         """
         start = time.monotonic()
         counts: List[int] = []
-        actions: List[str] = []
+        late: Optional[Dict[str, int]] = None
         pause = 0.02
         while True:
             open_now = {server.name: server.sessions for server in self.seen().servers if server.name in names and server.sessions}
@@ -601,14 +604,18 @@ class Backend:
             if not counts or counts[-1] != total:
                 counts.append(total)
             waited = time.monotonic() - start
-            if not total or (actions and waited > timeout + CUT_PATIENCE):
+            if not total or (late is not None and waited > timeout + CUT_PATIENCE):
                 break
-            if waited >= timeout and not actions:
+            if waited >= timeout and late is None:
                 self._cut(open_now)
-                actions = [f"cut {count} of {name}" for name, count in sorted(open_now.items())]
+                late = open_now
                 pause = 0.02
             time.sleep(pause)
             pause = min(pause * 1.5, 0.25)
+        # Only what is gone was cut: without a master socket nothing reaches an old worker's connections.
+        ended = {name: count - open_now.get(name, 0) for name, count in sorted((late or {}).items())}
+        actions = [f"cut {count} of {name}" for name, count in ended.items() if count > 0]
+        actions += [f"left {count} of {name}" for name, count in sorted(open_now.items())]
         told = " .. ".join(str(count) for count in _few(counts))
         on_progress(", ".join([f"connections {told}  {time.monotonic() - start:.1f} s of {timeout:.0f}", *actions]))
         return actions
