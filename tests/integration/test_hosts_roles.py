@@ -168,21 +168,15 @@ def test_a_broken_front_end_is_refused_and_nothing_happens(machine: Machine) -> 
     assert machine.files() == before and status(machine.port) == 503
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda m: m.host["haproxy_frontends"].append({"name": "http", "bind": ":1"}), "same name"),
-        (lambda m: m.host["haproxy_frontends"].append({"name": "a b", "bind": ":1"}), "a b"),
-        (lambda m: (m.root / "default").write_text('EXTRAOPTS="-S /run/other.sock"\n'), "/run/other.sock"),
-        (lambda m: (m.root / "haproxy.cfg").write_text(f"global\n    stats socket {m.host['haproxy_socket']} mode 660\n"), "level admin"),
-    ],
-)
-def test_mistakes_are_refused_by_name_before_anything_is_changed(machine: Machine, spoil: Callable[[Machine], Any], words: str) -> None:
-    spoil(machine)
+def test_all_mistakes_are_named_before_anything_is_changed(machine: Machine) -> None:
+    machine.host["haproxy_frontends"] += [{"name": "http", "bind": ":1"}, {"name": "a b", "bind": ":1"}]
+    (machine.root / "default").write_text('EXTRAOPTS="-S /run/other.sock"\n')
+    (machine.root / "haproxy.cfg").write_text(f"global\n    stats socket {machine.host['haproxy_socket']} mode 660\n")
     before = machine.files()
     refused = machine.play()
-    assert refused.rc != 0 and words in refused.said and "nothing was changed" in refused.said, refused.said
-    assert machine.files() == before
+    assert refused.rc != 0 and machine.files() == before
+    for words in ("nothing was changed", "same name", "a b", "/run/other.sock", "level admin"):
+        assert words in refused.said, refused.said
 
 
 def test_an_old_haproxy_is_refused_by_version(machine: Machine) -> None:
