@@ -60,7 +60,9 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
 
     instances = [from_dict(Instance, item) for item in params["instances"]]
     if verb == "last_words":
-        words = provider.last_words(instances)
+        # Planned instances have no id: who bears their names now is who speaks.
+        seen = {item.name: item for item in provider.observe(params["fleet"])}
+        words = provider.last_words([seen.get(item.name, item) for item in instances])
         return {"changed": False, "last_words": [_spoken(item) for item in words], "folder": _keep(params["folder"], words, check_mode)}
     result = {"changed": bool(instances), "instances": [to_dict(item) for item in instances], "diff": _diff(verb, instances)}
     if check_mode or not instances:

@@ -220,11 +220,12 @@ def define_goal(
     """
     found: List[str] = []
     spec = GOALS.get(verb, {})
-    for key in spec:
-        if _is_set(raw.get(key)) and len(fleets) > 1:
-            found.append(f"{key}: {_shown(raw[key])} needs exactly one fleet, and this run has {_listed(fleets)}; add -l and one of them")
     missing: List[str] = []
     values = {key: _value(key, raw.get(key), rule, missing) for key, rule in spec.items()}
+    for key, rule in spec.items():
+        # A default that is written down, as those of the roles are, says nothing.
+        if _is_set(raw.get(key)) and values[key] != rule.get("default") and len(fleets) > 1:
+            found.append(f"{key}: {_shown(raw[key])} needs exactly one fleet, and this run has {_listed(fleets)}; add -l and one of them")
     if verb == "retire" and values["retire_confirm"] != name:
         shown = f"{_shown(raw['retire_confirm'])} is not this fleet" if _is_set(raw.get("retire_confirm")) else "missing"
         missing = [f"retire_confirm: {shown}; to take the fleet away for good, add -e retire_confirm={name}"]

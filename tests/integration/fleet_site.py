@@ -14,7 +14,7 @@ import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping
 
 import docker
 
@@ -135,16 +135,28 @@ class Site:
         """Which versions of the sample service answer."""
         return {re.sub(r".*shop (\S+) .*", r"\1", self.ask(fleet).strip()) for _ask in range(requests)}
 
-    def world(self) -> Tuple[Any, ...]:
-        """All that a run which touches nothing must leave as it was: containers, fragments, servers, networks, the ledger."""
+    def world(self) -> Dict[str, Any]:
+        """All that a run which touches nothing must leave as it was; any other stamps heads with its fence, and writes into the ledger."""
         found = [item for fleet in sorted(self.fleets) for item in self.containers(fleet)]
         containers = [(item.id, item.status, item.attrs["State"]["StartedAt"]) for item in found]
-        fragments = [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(self.haproxy.config_dir.iterdir())]
+        files = {path.name: path.read_text() for path in sorted(self.haproxy.config_dir.iterdir())}
         servers = [(fleet, self.haproxy.weights(fleet)) for fleet in sorted(self.fleets)]
         networks = sorted(item.name for item in self.engine.networks.list() if item.name == self.network)
         state = self.folder / "state"
         ledger = sorted(str(path.relative_to(state)) for path in state.rglob("*")) if state.exists() else []
-        return containers, fragments, servers, networks, ledger
+        return {
+            "containers": containers,
+            "servers": servers,
+            "networks": networks,
+            "heads": [re.findall(r"^#.*", text, re.MULTILINE) for text in files.values()],
+            "fragments": {name: re.sub(r"^#.*", "", text, flags=re.MULTILINE) for name, text in files.items()},
+            "ledger": ledger,
+        }
+
+    def service(self) -> Dict[str, Any]:
+        """The part of the world that users of the service could notice."""
+        world = self.world()
+        return {key: world[key] for key in ("containers", "servers", "fragments")}
 
     def close(self) -> None:
         """Take away what the test's fleets left: containers and volumes by their label, the network by its name."""

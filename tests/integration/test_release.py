@@ -23,10 +23,10 @@ def test_first_release_and_the_same_again(site: Site) -> None:
     assert site.running("web") == ["r1-1", "r1-2"]
     assert site.versions("web") == {"v1"}
 
-    before = site.world()
+    before = site.service()
     again = site.release()
     assert again.changed == 0 and "nothing to do" in again.output
-    assert site.world() == before
+    assert site.service() == before
 
 
 def test_next_image_loses_no_request(site: Site, images: str) -> None:
@@ -61,7 +61,8 @@ def test_moved_tag_is_a_release(site: Site, images: str) -> None:
         site.engine.images.get(f"{images}:v2").tag(tag)
         assert site.release().result["live"] == 2
         assert site.versions("web") == {"v2"}
-        assert site.release().changed == 0
+        again = site.release()
+        assert again.changed == 0, again.output
     finally:
         site.engine.images.remove(tag)
 
@@ -98,7 +99,7 @@ def test_check_shows_the_plan_and_touches_nothing(site: Site, images: str) -> No
 def test_broken_image_is_refused_and_the_world_is_as_before(site: Site, images: str) -> None:
     site.release()
     site.fleet("web", fleet_check_timeout=3)
-    before = site.world()[:4]
+    before = site.service()
     with Load(site.haproxy.url("web") + "/", rate=50) as load:
         run = site.play("release", release_image=f"{images}:v3")
     assert run.code != 0 and "Traceback" not in run.output
@@ -106,9 +107,8 @@ def test_broken_image_is_refused_and_the_world_is_as_before(site: Site, images: 
     told = " ".join(" ".join(run.story[-12:]).split())
     for words in ("did not go live", "-r2-1", "500", "orders database", "r1 serves"):
         assert words in told, run.output
-    after = site.world()[:4]
-    assert after[0] == before[0] and after[2:] == before[2:]
-    kept = list((site.folder / "state").rglob("*-r2-1*"))
+    assert site.service() == before
+    kept = [path for path in (site.folder / "state").rglob("*-r2-1*") if path.is_file()]
     assert any("orders database" in path.read_text() for path in kept), "the last words of what was taken away"
 
     site.fleet("web", fleet_check_timeout=20)
@@ -120,8 +120,9 @@ def test_two_fleets_do_not_wait_for_one_another(make_site: MakeSite, images: str
     site.fleet("good", fleet_image=f"{images}:v1")
     site.fleet("bad", fleet_image=f"{images}:v3", fleet_check_timeout=12)
     run = site.play("release")
-    assert run.code != 0
-    assert site.versions("good") == {"v1"} and site.running("good") == ["r1-1", "r1-2"]
+    assert run.code != 0, run.output
+    assert site.running("good") == ["r1-1", "r1-2"] and not site.running("bad"), run.output
+    assert site.versions("good") == {"v1"}
     lines = run.output.splitlines()
     live = next(index for index, line in enumerate(lines) if "good" in line and "is live" in line)
     gone = next(index for index, line in enumerate(lines) if "bad" in line and "did not go live" in line)
@@ -152,12 +153,12 @@ MISTAKES: list[tuple[str, Values, Words]] = [
 @pytest.mark.parametrize("mistake, variables, words", MISTAKES, ids=[item[0].replace(" ", "-") for item in MISTAKES])
 def test_bad_input_is_refused_before_anything_is_touched(site: Site, mistake: str, variables: Values, words: Words) -> None:
     site.fleet("web", **variables)
-    before = site.world()[:4]
+    before = site.service()
     run = site.play("release")
     assert run.code != 0, run.output
     assert all(word in run.output for word in words), run.output
     assert "Traceback" not in run.output and "hushhush" not in run.output, run.output
-    assert site.world()[:4] == before
+    assert site.service() == before
 
 
 BALANCERS: list[tuple[str, Values, Words]] = [
@@ -170,11 +171,11 @@ BALANCERS: list[tuple[str, Values, Words]] = [
 def test_balancer_that_cannot_be_worked_with_is_refused(site: Site, mistake: str, variables: Values, words: Words) -> None:
     site.balancers["lb1"].update(variables)
     site.fleet("web")
-    before = site.world()[:4]
+    before = site.service()
     run = site.play("release")
     assert run.code != 0 and "Traceback" not in run.output, run.output
     assert all(word in run.output for word in words), run.output
-    assert site.world()[:4] == before
+    assert site.service() == before
 
 
 def test_limits_that_name_no_fleet_are_refused(make_site: MakeSite, images: str) -> None:

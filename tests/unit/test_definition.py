@@ -233,6 +233,7 @@ def test_a_goal_holds_what_its_verb_was_given() -> None:
     assert define_goal({}, "rollback", "web", ["web", "api"]) == (define_goal({}, "rollback")[0], [])
     assert define_goal({"release_force": "true"}, "release", "web", ["web"])[0].force is True
     assert define_goal({"retire_confirm": "web"}, "retire", "web", ["web"])[1] == []
+    assert define_goal({"release_image": "", "release_force": False}, "release", "web", ["web", "api"])[1] == []
 
 
 def test_a_host_that_is_no_fleet_is_refused() -> None:
