@@ -280,7 +280,7 @@ def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
     now = _row(scene, live, "rollback")
     former = [row for row in _by_recency(scene, live) if row.status in ("standby", "retired")]
     if goal.to == live:
-        return Plan("rollback", live, live, reasons=(f"r{live} is live",))
+        return _as_it_is(scene, now, f"r{live} is live")
     if goal.to:
         row = scene.rows.get(goal.to)
         known = ", ".join(f"r{item.number}" for item in former) or "none"
@@ -292,7 +292,7 @@ def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
         if later:
             others = ", ".join(str(row.number) for row in former)
             reason = f"r{max(later)} was rolled back already; to go elsewhere, -e rollback_to= one of {others}"
-            return Plan("rollback", live, live, reasons=(reason,))
+            return _as_it_is(scene, now, reason)
         if not former:
             raise RefusedError(f"fleet {scene.definition.name}", f"r{live} has no predecessor", "Release an earlier image instead")
         row = former[0]
@@ -354,6 +354,12 @@ def _same(scene: Scene, row: Release, size: int, reasons: list[str]) -> Plan:
     reasons = reasons + [f"{item.name} is not well" for item in members if item.name not in fit]
     reasons += [f"{name} has vanished" for name in scene.servers_of.get(row.number, ()) if name not in names]
     return _finished(scene, "scale" if size != row.size else "heal", row.number, new, aim, reasons)
+
+
+def _as_it_is(scene: Scene, row: Release, reason: str) -> Plan:
+    """Nothing else is to become live; what is not well is put right on the way."""
+    made = _same(scene, row, row.size, [])
+    return made if made.waves else replace(made, reasons=(reason,))
 
 
 def _finished(scene: Scene, verb: str, live: int, row: Release | None, aim: Aim, reasons: list[str]) -> Plan:
