@@ -369,7 +369,10 @@ def test_a_configuration_that_haproxy_does_not_accept_touches_nothing(haproxy: H
         balancer.apply(lines, {**OPTIONS, "balance": "static-rr"})
     (haproxy.config_dir / "zz.cfg").write_text("backend zz\n    nonsense\n")
     with pytest.raises(RefusedError, match=r"zz\.cfg"):
-        balancer.apply(aside(lines), OPTIONS)
+        balancer.apply([*lines, *servers(2, origins.start(1))], OPTIONS)
+    # A release that is under way ends all the same: other weights and fewer servers need nobody's leave.
+    balancer.apply(aside(lines), OPTIONS)
+    balancer.apply(lines, OPTIONS)
     (haproxy.config_dir / "zz.cfg").unlink()
     assert sorted((path.name, path.read_text()) for path in haproxy.config_dir.iterdir()) == before
     assert haproxy.pid == pid

@@ -504,7 +504,7 @@ class Backend:
         if before is None or _unfenced(before) != _unfenced(after):
             outcome.actions.append(f"wrote {self.path}")
         with files.candidate(self.path, after, elsewhere=self.check_mode) as path:
-            if before is None or _loaded(before) != _loaded(after):
+            if before is None or not _settled(after) <= _settled(before):
                 pid = self.client.info().pid
                 files.listed(pid, self.path, self.config, self.config_dir)
                 complaint = files.validate(pid, self.path, path)
@@ -647,9 +647,9 @@ def _unfenced(text: str) -> str:
     return re.sub(r'"fence": \d+', "", text, count=1)
 
 
-def _loaded(text: str) -> List[str]:
-    """The lines that HAProxy reads."""
-    return [line for line in text.splitlines() if not line.startswith("#")]
+def _settled(text: str) -> Set[str]:
+    """The lines that HAProxy reads, weights aside. What it has accepted stays acceptable with other weights, and with fewer servers."""
+    return {re.sub(r" weight [0-9]+| disabled", "", line) for line in text.splitlines() if not line.startswith("#")}
 
 
 def _verdict(server: Optional[Server]) -> str:
