@@ -35,7 +35,8 @@ class Result:
 
 
 def play(
-    name: str, *options: str, variables: dict[str, Any] | None = None, inventory: Path | None = None, path: str = "", apart: Sequence[str] = ()
+    name: str, *options: str, variables: dict[str, Any] | None = None, inventory: Path | None = None, path: str = "",
+    apart: Sequence[str] = (),
 ) -> Result:
     command = [*apart, str(ANSIBLE), f"phoenix.fleet.{name}", "-e", json.dumps(variables or {}), *options]
     command += ["-i", str(inventory)] if inventory else []
