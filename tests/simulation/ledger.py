@@ -50,6 +50,10 @@ class MemoryLedger:
     def open(self, plan: Plan, fence: int) -> None:
         self._check(fence)
         self.site.tick("before the intent")
+        self.write_intent(plan)
+        self.site.tick("after the intent")
+
+    def write_intent(self, plan: Plan) -> None:
         entry = self.entry
         same = entry is not None and entry.target == plan.target
         if entry and same and plan.outcome == "failed":
@@ -69,7 +73,6 @@ class MemoryLedger:
             self.entry = Entry(0, plan.verb, plan.source, plan.target)
             self._hold(plan)
         self.plan = plan
-        self.site.tick("after the intent")
 
     def _hold(self, plan: Plan) -> None:
         self.servers, self.reserved = dict(plan.servers), dict(plan.reserved)
@@ -78,6 +81,13 @@ class MemoryLedger:
     def record(self, record: str, fence: int) -> None:
         self._check(fence)
         self.site.tick(f"before the record {record}")
+        self.write_record(record)
+        live = [row.number for row in self.releases.values() if row.status == "live"]
+        if len(live) > 1 or live != [self.live] * len(live):
+            raise LawBrokenError(f"live are {live}, the ledger says {self.live}")
+        self.site.tick(f"after the record {record}")
+
+    def write_record(self, record: str) -> None:
         if self.entry is None or self.plan is None:
             raise LawBrokenError(f"record {record} without an entry")
         if record == "commit" and any(item == "revert" for item in self.entry.records):
@@ -93,10 +103,6 @@ class MemoryLedger:
                         self.releases[number] = replace(row, status="retired")
                 self.live, self.servers, self.reserved = 0, {}, {}
             self._close(self.entry)
-        live = [row.number for row in self.releases.values() if row.status == "live"]
-        if len(live) > 1 or live != [self.live] * len(live):
-            raise LawBrokenError(f"live are {live}, the ledger says {self.live}")
-        self.site.tick(f"after the record {record}")
 
     def _commit(self, entry: Entry) -> None:
         assert self.plan is not None

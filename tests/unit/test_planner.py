@@ -389,6 +389,15 @@ def test_committed_and_not_up_goes_back_and_is_never_promoted_again() -> None:
     assert fleet.plan(Goal("heal")).outcome == "failed"
 
 
+def test_there_is_no_way_back_after_the_retirement() -> None:
+    fleet = crashed(released("shop:1"), release("shop:2"), "after the record retire")
+    fleet.site.kill("web-r2-1")
+    fleet.site.pass_time()
+    made = fleet.plan(Goal("heal"))
+    assert (made.target, made.outcome) == (2, "live")
+    assert told(made)[-2:] == ["stop r1-1 r1-2", "destroy r2-1"]
+
+
 def test_a_fix_can_be_released_when_neither_generation_is_up() -> None:
     fleet = crashed(released("shop:1"), release("shop:2"), "after switch")
     for name in ("web-r1-1", "web-r1-2", "web-r2-1", "web-r2-2"):
