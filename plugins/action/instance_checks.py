@@ -11,12 +11,17 @@ from typing import Any, Dict
 from ..module_utils import _checks
 from ..module_utils._instances import connect
 from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._executor import guarded
 
 
 class ActionModule(FleetAction):
     ARGUMENTS = _checks.ARGUMENTS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        with guarded(params["lease"]):
+            return self._ask(params, task_vars)
+
+    def _ask(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         provider = connect(params["provider"], params["options"]) if params["provider"] else None
         if self.is_here():
             return _checks.carry_out(params, bool(self._task.check_mode), self.say, provider)

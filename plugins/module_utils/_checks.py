@@ -75,6 +75,7 @@ ARGUMENTS: Dict[str, Any] = {
     "fleet": {"type": "str"},
     "provider": {"type": "str", "choices": ["docker", "proxmox", "libvirt"]},
     "options": {"type": "dict", "default": {}, "no_log": True},
+    "lease": {"type": "dict", "default": {}},
 }
 """The options of the module `instance_checks`."""
 

@@ -83,6 +83,10 @@ options:
     description: The provider's own options, as in C(fleet_docker).
     type: dict
     default: {}
+  lease:
+    description: The lease of the run, from M(phoenix.fleet.release_ledger). It is renewed as long as the checks take.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full

@@ -75,7 +75,12 @@ class FleetAction(ActionBase):
             return {"failed": True, "reachable": False, "msg": f"{host} cannot be reached: {error}. Nothing more was done there."}
 
     def is_here(self) -> bool:
-        """True where the task's host is this one and no other user is asked for."""
+        """True where the task's host is this one and no other user is asked for.
+
+        What is done under a lease and is not delegated is done here, whatever the play's connection: a fleet's host is only a name.
+        """
+        if self._task.args.get("lease") and not self._task.delegate_to:
+            return True
         other_user = self._play_context.become and not (os.geteuid() == 0 and (self._play_context.become_user or "root") == "root")
         return self._connection.transport == "local" and not other_user
 
