@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,12 +74,13 @@ class DockerEngine:
     """A second dockerd with folders, a bridge and sockets of its own.
 
     name: up to 9 characters, for the bridge. bridge: address of its default bridge, with prefix. tls_port: listens on loopback
-    there, with TLS that demands a client certificate; `tls` are the options to connect. It leaves the firewall to the machine's
-    engine (two of them would flush each other's rules), so that published ports go through the userland proxy.
+    there, with TLS that demands a client certificate; `tls` are the options to connect. arguments are further ones of dockerd. It
+    leaves the firewall to the machine's engine (two of them would flush each other's rules), so that published ports go through the
+    userland proxy.
     """
 
-    def __init__(self, name: str, bridge: str, tls_port: int = 0) -> None:
-        self.name, self.bridge, self.tls_port = name, bridge, tls_port
+    def __init__(self, name: str, bridge: str, tls_port: int = 0, arguments: Sequence[str] = ()) -> None:
+        self.name, self.bridge, self.tls_port, self.arguments = name, bridge, tls_port, arguments
         # Not the test's folder: the path of a Unix socket must be short.
         self.folder = Path(tempfile.mkdtemp(prefix=f"phoenix-{name}-"))
         self.url = f"unix://{self.folder}/docker.sock"
@@ -118,6 +119,7 @@ class DockerEngine:
         command = [
             "dockerd", "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec", "--pidfile", f"{self.folder}/pid",
             "--host", self.url, "--bridge", self.link, "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--log-level", "warn",
+            *self.arguments,
         ]
         if self.tls_port:
             command += ["--host", f"tcp://127.0.0.1:{self.tls_port}", "--tlsverify", "--tlscacert", f"{self.folder}/ca.pem"]
