@@ -51,7 +51,7 @@ class Command:
                 [*prefix, program, *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 env={
                     **os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
-                    "ANSIBLE_CALLBACKS_ENABLED": "phoenix.fleet.fault_points,fault_points", "FAULT_EVENTS": str(self._events),
+                    "ANSIBLE_CALLBACKS_ENABLED": "fault_points", "FAULT_EVENTS": str(self._events),
                     "FAULT_HOLD": str(self._hold), **(environment or {}),
                 },
             )
@@ -70,8 +70,9 @@ class Command:
             return "there" if names.count(task) >= occurrence else "ended" if self.process.poll() is not None else ""
         return bool(until(f"the task {task}\n{self.output}", there) == "there")
 
-    def go(self) -> None:
-        self._hold.write_text("")
+    def go(self, hold: str = "") -> None:
+        """Let it go on, until the task `hold` where one is named."""
+        self._hold.write_text(hold)
 
     @property
     def output(self) -> str:

@@ -39,6 +39,7 @@ class Ground(Site):
         self.repository = repository
         self.balancers = {host: proxy.hostvars for host, proxy in self.proxies.items()}
         self.manual = 0
+        self.state = folder / "state"
         self.notes: list[str] = []
         self.fleet("web", fleet_image=f"{repository}:v1", fleet_docker={
             "network": self.network, "subnet": f"{self.base}.0/24", "ip_range": f"{self.base}.192/26", "secrets": {"password": "hushhush"},
@@ -85,7 +86,7 @@ class Ground(Site):
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger("", str(self.folder / "state"))
+        return Ledger("", str(self.state))
 
     def history(self) -> Any:
         return self.ledger.history(self.name("web"))
@@ -96,8 +97,8 @@ class Ground(Site):
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with suppress(OSError):
-                    words = (entry / "cmdline").read_bytes()
-                    if b"ansible" in words and str(self.folder).encode() in words and (entry / "stat").read_text().rpartition(")")[2][1] != "Z":
+                    words, state = (entry / "cmdline").read_bytes(), (entry / "stat").read_text().rpartition(")")[2][1]
+                    if b"ansible" in words and str(self.folder).encode() in words and state != "Z":
                         found.append(int(entry.name))
         return found
 
@@ -124,7 +125,7 @@ class Ground(Site):
         live = [row.number for row in history.releases if row.status == "live"]
         if live != ([history.live] if history.live else []):
             found.append(f"live are {live}, and the fleet's is {history.live}")
-        lock = self.folder / "state" / f"{name}.lock"
+        lock = self.state / f"{name}.lock"
         if lock.exists():
             with open(lock, encoding="utf-8") as file:
                 try:
@@ -132,7 +133,7 @@ class Ground(Site):
                 except BlockingIOError:
                     found.append(f"{lock.name} is locked")
         known = ("ledger.sqlite3", "ledger.sqlite3-journal", lock.name, "last-words")
-        return found + [f"file {path.name} in the state folder" for path in (self.folder / "state").iterdir() if path.name not in known]
+        return found + [f"file {path.name} in the state folder" for path in (self.state).iterdir() if path.name not in known]
 
     def _instances(self, history: Any) -> list[str]:
         found = []

@@ -23,8 +23,8 @@ STEPS = (
 """The tasks of a release that replaces another and takes a third one away. Each is a boundary: between it and the one before."""
 
 ACTS = (
-    "Lease", "Observe the balancers", "Plan", "Provision", "Check", "Stage", "Wait until every balancer calls them up", "Commit", "Cut over",
-    "Watch", "Drain", "Wait until nobody is connected", "Deregister", "Record the retirement", "Keep as standby", "Decommission",
+    "Lease", "Observe the balancers", "Plan", "Provision", "Check", "Stage", "Wait until every balancer calls them up", "Commit",
+    "Cut over", "Watch", "Drain", "Wait until nobody is connected", "Deregister", "Record the retirement", "Keep as standby", "Decommission",
     "Record that it is done", "Give the lease back",
 )
 """Those that do something, and are killed within it as well."""
@@ -100,7 +100,8 @@ def within(ground: Ground, trial: Trial, took: dict[str, float], acts: Sequence[
 
 
 TWICE = (
-    ("Provision", "Decommission"), ("Stage", "Plan"), ("Commit", "Deregister"), ("Cut over", "Keep as standby"), ("Deregister", "Record that it is done"),
+    ("Provision", "Decommission"), ("Stage", "Plan"), ("Commit", "Deregister"), ("Cut over", "Keep as standby"),
+    ("Deregister", "Record that it is done"),
 )
 
 

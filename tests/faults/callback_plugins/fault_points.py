@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Tells the fault suite where a run is: a line in FAULT_EVENTS as each task begins. At the tasks that are named in the file FAULT_HOLD it waits."""
+"""Tells the fault suite where a run is: a line in FAULT_EVENTS as each task begins. It waits at the task that the file FAULT_HOLD names."""
 
 from __future__ import annotations
 
