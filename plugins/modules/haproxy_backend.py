@@ -248,6 +248,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+said:
+  description: Lines of progress. Run on the controller, the action plugin prints them at once instead.
+  returned: when run on another host
+  type: list
+  elements: str
 actions:
   description: What was done, or in check mode would be, in words and as commands of HAProxy.
   returned: success
@@ -312,13 +317,14 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import face
 
 def main() -> None:
     module = AnsibleModule(argument_spec=face.ARGUMENTS, supports_check_mode=True)
+    said: list[str] = []
     try:
-        result = face.carry_out(module.params, module.check_mode, lambda line: None)
+        result = face.carry_out(module.params, module.check_mode, said.append)
     except FleetError as error:
         module.fail_json(msg=str(error), **face.failure(error))
     if not module._diff:
         result.pop("diff", None)
-    module.exit_json(**result)
+    module.exit_json(said=said, **result)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+said:
+  description: Lines of progress. Run on the controller, the action plugin prints them at once instead.
+  returned: when run on another host
+  type: list
+  elements: str
 instances:
   description: What became of each instance.
   returned: success, but not in check mode
@@ -145,11 +150,13 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._instances import co
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    said: list[str] = []
     try:
         provider = connect(module.params["provider"], module.params["options"]) if module.params["provider"] else None
-        module.exit_json(**carry_out(module.params, module.check_mode, lambda line: None, provider))
+        result = carry_out(module.params, module.check_mode, said.append, provider)
     except FleetError as error:
         module.fail_json(msg=str(error))
+    module.exit_json(said=said, **result)
 
 
 if __name__ == "__main__":

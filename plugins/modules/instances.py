@@ -99,6 +99,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+said:
+  description: Lines of progress. Run on the controller, the action plugin prints them at once instead.
+  returned: when run on another host
+  type: list
+  elements: str
 instances:
   description: The instances that were seen or worked on.
   returned: for every verb but V(image) and V(last_words)
@@ -146,13 +151,14 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._instances import AR
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    said: list[str] = []
     try:
-        result = carry_out(module.params, module.check_mode, lambda line: None)
+        result = carry_out(module.params, module.check_mode, said.append)
     except FleetError as error:
         module.fail_json(msg=str(error))
     if not module._diff:
         result.pop("diff", None)
-    module.exit_json(**result)
+    module.exit_json(said=said, **result)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,13 @@ class FleetAction(ActionBase):
         if self.is_here():
             return work(params, bool(self._task.check_mode), self.say)
         try:
-            return self._execute_module(module_args=dict(self._task.args), task_vars=task_vars)
+            result: Result = self._execute_module(module_args=dict(self._task.args), task_vars=task_vars)
         except AnsibleConnectionFailure as error:
             host = self._task.delegate_to or task_vars.get("inventory_hostname", "the host")
             return {"failed": True, "reachable": False, "msg": f"{host} cannot be reached: {error}. Nothing more was done there."}
+        for line in result.pop("said", ()):
+            self.say(line)
+        return result
 
     def is_here(self) -> bool:
         """True where the task's host is this one and no other user is asked for.
