@@ -445,6 +445,13 @@ def test_a_silent_balancer_before_the_commit_does_not_keep_what_was_made() -> No
     assert set(made.reserved) >= {"host1 10.0.1.3", "host1 10.0.1.4"}  # lb2 may still know their addresses
 
 
+def test_a_silent_balancer_keeps_everything_old_whatever_retention_says() -> None:
+    fleet = crashed(released("shop:1", "shop:2", balancers=2), release("shop:3"), "after stage")
+    fleet.site.balancers[1].reachable = False
+    fleet.definition = replace(fleet.definition, keep=0)
+    assert told(fleet.plan(Goal("abort")))[-1] == "destroy r3-1 r3-2"
+
+
 # Strangers
 
 def foreign(fleet: Fleet) -> Fleet:
