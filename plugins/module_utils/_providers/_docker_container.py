@@ -83,6 +83,18 @@ def repository_of(reference: str) -> str:
     return head if colon and "/" not in tail else name
 
 
+def names_registry(reference: str) -> bool:
+    return registry_of(reference) != "docker.io" or reference.startswith("docker.io/")
+
+
+def digests_of(reference: str, image: Mapping[str, Any]) -> List[str]:
+    """By which names with a digest (`repo@sha256:...`) an engine's image was in the registry that `reference` leads to."""
+    repository = repository_of(reference)
+    if registry_of(reference) == "docker.io":  # engines leave out what is understood
+        repository = re.sub(r"^(docker\.io/)?(library/)?", "", repository)
+    return [name for name in image.get("RepoDigests") or [] if name.startswith(f"{repository}@")]
+
+
 def is_id(reference: str) -> bool:
     return bool(re.match(r"^sha256:[0-9a-f]{64}$", reference))
 

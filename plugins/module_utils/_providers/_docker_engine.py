@@ -197,6 +197,48 @@ class Engine:
         return {"username": self.registry["username"], "password": self.registry["password"], "serveraddress": server}
 
 
+    def ask_registry(self, reference: str, local: bool) -> str:
+        """The digest that the registry has for a name now. local: this engine has an image of that name, be it an old one."""
+        doing = f"asking the registry for {reference}"
+        try:
+            answer = self.call(doing, "inspect_distribution", reference, auth_config=self.credentials(reference))
+        except Refusal as error:
+            raise self._without(reference, local, error) from error
+        return str(answer["Descriptor"]["digest"])
+
+    def pull(self, reference: str) -> None:
+        doing = f"pulling {reference}"
+        try:
+            for line in self.client.pull(reference, stream=True, decode=True, auth_config=self.credentials(reference)):
+                if "error" in line:
+                    raise Refusal(f"engine {self.name}, {doing}", str(line["error"]), remedy_for(str(line["error"])))
+        except (DockerException, RequestException, OSError) as error:
+            try:
+                self._fail(doing, error)
+            except Refusal as refusal:
+                raise self._without(reference, False, refusal) from error
+
+    def _without(self, reference: str, local: bool, error: Refusal) -> RefusedError:
+        """Why there is no answer from an image's registry, and what to do; its own words stay."""
+        server, account = registry_of(reference), self.credentials(reference)
+        remedies = ["check the name" if local else "check the name, build or load the image on the engine"]
+        if error.status in (401, 403) or re.search(r"unauthorized|denied|no basic auth|authentication required", error.cause, re.I):
+            cause = f"registry {server} wants credentials for it"
+            remedies += [f"set fleet_docker.registry to {{server: {server}, username: ..., password: ...}}", "log in with docker login"]
+            if account:
+                cause = f"registry {server} refuses user {account['username']} with the password given"
+                remedies = ["check username and password in fleet_docker.registry"]
+        elif error.status == 404:
+            cause = f"registry {server} does not have it"
+            remedies += ["push it there"]
+        else:
+            cause = f"registry {server} could not be asked"
+            remedies += ["bring the registry back", "set fleet_docker.pull to never"] if local else ["bring the registry back"]
+        absent = "" if local else f"engine {self.name} does not have it, and "
+        remedy = ", or ".join([", ".join(remedies[:-1]), remedies[-1]] if remedies[:-1] else remedies)
+        return RefusedError(f"image {reference}", f"{absent}{cause} ({error.cause.rstrip('.')})", remedy[0].upper() + remedy[1:])
+
+
 class Refusal(RefusedError):
     """An engine's no, with the status it answered."""
 

@@ -33,18 +33,19 @@ from ._docker_container import (
     STATES,
     account_in,
     container_config,
+    digests_of,
     held_addresses,
     held_ports,
     is_id,
     marker_of,
     mount_of,
     name_in,
-    registry_of,
+    names_registry,
     repository_of,
     secrets_archive,
     secrets_of,
 )
-from ._docker_engine import Engine, Refusal, remedy_for, required_sdk, resolved, same_place, sites
+from ._docker_engine import Engine, Refusal, required_sdk, resolved, same_place, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
 from .base import Blueprint
 
@@ -79,29 +80,16 @@ class DockerProvider:
         if "@sha256:" in reference:
             return Image(reference, f"{repository_of(reference)}@{reference.split('@')[1]}")
         local = engine.maybe(f"asking for image {reference}", "inspect_image", reference)
-        if local and (is_id(reference) or not local.get("RepoDigests")):
-            return Image(reference, local["Id"])
-        if is_id(reference):
-            raise RefusedError(f"image {reference}", f"engine {engine.name} does not have it", "Build or load it on every engine")
-        repository = repository_of(reference)
-        if self.options.get("pull") == "never":
-            if not local:
-                cause = f"engine {engine.name} does not have it, and fleet_docker.pull is never"
-                raise RefusedError(f"image {reference}", cause, "Build or load it there")
-            known = [name for name in local["RepoDigests"] if name.startswith(repository + "@")]
+        if not local and (is_id(reference) or self.options.get("pull") == "never"):
+            reason = "" if is_id(reference) else ", and fleet_docker.pull is never"
+            raise RefusedError(f"image {reference}", f"engine {engine.name} does not have it{reason}", "Build or load it on every engine")
+        known = digests_of(reference, local or {})
+        if local and (is_id(reference) or not (known or names_registry(reference))):
+            return Image(reference, local["Id"])  # built or loaded there: under this name it was never in a registry
+        if local and self.options.get("pull") == "never":
             return Image(reference, known[0] if known else local["Id"])
-        try:
-            credentials = engine.credentials(reference)
-            answer = engine.call(f"asking the registry for {reference}", "inspect_distribution", reference, auth_config=credentials)
-        except RefusedError as error:
-            # Only the registry knows what a tag means now. But a name without a registry may never have been in one.
-            if local and registry_of(reference) == "docker.io" and not reference.startswith("docker.io/"):
-                return Image(reference, local["Id"])
-            remedy = "Check the name, build or pull the image on the engine, or set fleet_docker.registry"
-            if local:
-                remedy = "Check fleet_docker.registry, name the image by its digest (repo@sha256:...), or set fleet_docker.pull to never"
-            raise RefusedError(f"image {reference}", error.cause, remedy) from error
-        return Image(reference, f"{repository}@{answer['Descriptor']['digest']}")
+        # Only the registry knows what a tag means now.
+        return Image(reference, f"{repository_of(reference)}@{engine.ask_registry(reference, bool(local))}")
 
     def present(self, image: Image) -> Tuple[str, ...]:
         """The names of the engines that have this image."""
@@ -202,11 +190,14 @@ class DockerProvider:
     def _preflight(self, engine: Engine, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> None:
         if any(self._on_network(engine, item) for item in instances):
             self._network(engine)
-        if not self._image(engine, blueprint) and (is_id(blueprint.image.digest) or options.get("pull") == "never"):
-            reason = "fleet_docker.pull is never" if options.get("pull") == "never" else "it is in no registry"
-            cause = f"engine {engine.name} does not have {blueprint.image.digest}, and {reason}"
-            remedy = "Load the very image there (docker save, docker load), since another build has another id; or use a registry"
-            raise RefusedError(f"image {blueprint.image.reference}", cause, remedy)
+        digest = blueprint.image.digest
+        if not self._image(engine, blueprint):
+            if is_id(digest) or options.get("pull") == "never":
+                reason = "it is in no registry" if is_id(digest) else "fleet_docker.pull is never"
+                cause = f"engine {engine.name} does not have {digest}, and {reason}"
+                remedy = "Load the very image there (docker save, docker load), since another build has another id; or use a registry"
+                raise RefusedError(f"image {blueprint.image.reference}", cause, remedy)
+            engine.ask_registry(digest, local=False)
         if not options.get("memory"):
             return
         names = {item.name for item in instances}
@@ -237,7 +228,7 @@ class DockerProvider:
             self._create_network(engine)
         image = self._image(engine, blueprint)
         if not is_id(blueprint.image.digest) and (not image or options.get("pull") == "always"):
-            self._pull(engine, blueprint.image.digest)
+            engine.pull(blueprint.image.digest)
             image = self._image(engine, blueprint)
         if options.get("secrets"):
             seen = engine.instances(instances[0].fleet)
@@ -370,12 +361,6 @@ class DockerProvider:
     def _image(self, engine: Engine, blueprint: Blueprint) -> Optional[Dict[str, Any]]:
         found = engine.maybe(f"asking for image {blueprint.image.digest}", "inspect_image", blueprint.image.digest)
         return dict(found) if found else None
-
-    def _pull(self, engine: Engine, reference: str) -> None:
-        doing = f"pulling {reference}"
-        for line in engine.call(doing, "pull", reference, stream=True, decode=True, auth_config=engine.credentials(reference)):
-            if "error" in line:
-                raise RefusedError(f"engine {engine.name}, {doing}", str(line["error"]), remedy_for(str(line["error"])))
 
     def _network(self, engine: Engine) -> Optional[Dict[str, Any]]:
         """The fleets' network on this engine, None where there is none yet. Raises RefusedError where it cannot hold static addresses."""
