@@ -9,20 +9,26 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import threading
 from contextlib import contextmanager
-from typing import Iterator, Mapping, Optional
+from dataclasses import asdict
+from typing import IO, Iterator, Mapping, Optional
 
 from ..module_utils._errors import DeadlineError, FleetError, LeaseError
 from ..module_utils._model import from_dict
 from ._ledger import Lease, Ledger
+from ._process import STOPPED, Process
 
 HEARTBEAT = 5.0
 """Seconds between two renewals while an act is going on; the lease lives for 30."""
 
 LOCK_PATIENCE = 60.0
-"""Seconds to wait for an act of the same fleet on this machine to end, a killed run's orphan for example."""
+"""Seconds to wait for an act of the same fleet on this machine to end. Then a killed run's orphan is ended; a stopped one, at once."""
+
+SIGNATURE = 256
+"""Bytes in the lock's file that say who holds it: always as many, so that writing them needs no room on a full disk."""
 
 
 @contextmanager
@@ -37,7 +43,7 @@ def guarded(data: Optional[Mapping[str, object]]) -> Iterator[None]:
         return
     lease = from_dict(Lease, data)
     ledger = Ledger(lease.url, lease.state_dir)
-    with _locked(lease):
+    with _locked(ledger, lease):
         ledger.check(lease)
         heart = _Heart(ledger, lease)
         heart.start()
@@ -50,10 +56,10 @@ def guarded(data: Optional[Mapping[str, object]]) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(lease: Lease) -> Iterator[None]:
+def _locked(ledger: Ledger, lease: Lease) -> Iterator[None]:
     path = os.path.join(lease.state_dir, f"{lease.fleet}.lock")
     os.makedirs(lease.state_dir, mode=0o700, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
         alarm = threading.Event()
         waited = 0.0
         while True:
@@ -61,14 +67,39 @@ def _locked(lease: Lease) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if waited >= LOCK_PATIENCE:
+                orphan = _orphan(file, lease)
+                if orphan is not None and (waited >= LOCK_PATIENCE or orphan.state() == STOPPED):
+                    ledger.check(lease)  # only the fleet's present holder may end what a former one has left
+                    orphan.end()
+                elif waited >= LOCK_PATIENCE:
                     raise DeadlineError(
                         f"fleet {lease.fleet}", f"another act on it has held {path} for more than {LOCK_PATIENCE:.0f} s",
                         f"See who holds it with: fuser -v {path}",
                     ) from None
                 alarm.wait(0.05)
                 waited += 0.05
+        _sign(file, lease)
         yield
+
+
+def _sign(file: IO[bytes], lease: Lease) -> None:
+    signature = json.dumps({"ledger": lease.ledger, "fence": lease.fence, "holder": asdict(Process.of(os.getpid()))})
+    try:
+        file.seek(0)
+        file.write(signature.encode().ljust(SIGNATURE))
+    except OSError:
+        pass  # on a full disk a new lock's file stays empty: then an orphan can only be waited for
+
+
+def _orphan(file: IO[bytes], lease: Lease) -> Optional[Process]:
+    """Who holds the lock with a lower fence of our ledger than ours: a worker of a run that is no more."""
+    file.seek(0)
+    try:
+        signature = json.loads(file.read(SIGNATURE))
+        former = signature["ledger"] == lease.ledger and signature["fence"] < lease.fence
+        return Process(**signature["holder"]) if former else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class _Heart(threading.Thread):

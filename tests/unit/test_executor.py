@@ -1,0 +1,82 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Acting under a lease, with real processes: what a killed run has left holding the fleet's lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, LeaseError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import to_dict
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _executor
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._executor import guarded
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger("", str(tmp_path))
+
+
+def act(lease: dict[str, Any], ready: Any) -> None:
+    with guarded(lease):
+        ready.set()
+        signal.pause()
+
+
+@pytest.fixture
+def worker(ledger: Ledger, request: pytest.FixtureRequest) -> Any:
+    """A worker within an act, of a run that has ended since; its lease."""
+    lease = to_dict(ledger.acquire("web", "me"))
+    ready = CONTEXT.Event()
+    process = CONTEXT.Process(target=act, args=(lease, ready))
+    process.start()
+    request.addfinalizer(process.kill)
+    assert ready.wait(20)
+    return process
+
+
+def next_lease(ledger: Ledger) -> dict[str, Any]:
+    return to_dict(ledger.acquire("web", "the next", takeover=True))
+
+
+def test_an_orphan_that_stands_still_is_ended_by_the_next_run(ledger: Ledger, worker: Any) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+    with guarded(next_lease(ledger)):
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGKILL
+
+
+def test_an_orphan_that_does_not_come_to_an_end_is_ended_when_patience_is(ledger: Ledger, worker: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(_executor, "LOCK_PATIENCE", 0.2)
+    with guarded(next_lease(ledger)):
+        worker.join(20)
+        assert worker.exitcode == -signal.SIGKILL
+
+
+def test_nobody_ends_a_worker_of_the_present_run_or_of_another_ledger(ledger: Ledger, worker: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(_executor, "LOCK_PATIENCE", 0.2)
+    other = Ledger(f"sqlite:///{tmp_path}/other.sqlite3", str(tmp_path))
+    for _fence in range(3):
+        lease = other.acquire("web", "a namesake", takeover=True)
+    with pytest.raises(DeadlineError, match="fuser"), guarded(to_dict(lease)):
+        pytest.fail("it acted beside the other")
+    assert worker.is_alive()
+
+
+def test_who_has_lost_the_fleet_ends_nobody_and_does_not_act(ledger: Ledger, worker: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(_executor, "LOCK_PATIENCE", 0.2)
+    lost = next_lease(ledger)
+    next_lease(ledger)
+    with pytest.raises(LeaseError), guarded(lost):
+        pytest.fail("it acted without the fleet")
+    assert worker.is_alive()
