@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 
-.PHONY: help setup demo lab-down test lint bench clean
+.PHONY: help setup demo lab-down test lint bench faults clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s '#'
@@ -27,6 +27,9 @@ lint: .venv/.tests ## the judges: style, types, documentation, the built collect
 
 bench: .venv/.tests ## the same work by other means, in one run
 	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/bench/run
+
+faults: .venv/.tests ## every fault on real parts, under load, and what it cost
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/setup/packages faketime; tests/faults/run
 
 clean: ## remove what was built, the environment too
 	@rm -rf .venv build tests/output

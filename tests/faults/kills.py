@@ -24,8 +24,8 @@ STEPS = (
 
 ACTS = (
     "Lease", "Observe the balancers", "Plan", "Provision", "Check", "Stage", "Wait until every balancer calls them up", "Commit",
-    "Cut over", "Watch", "Drain", "Wait until nobody is connected", "Deregister", "Record the retirement", "Keep as standby", "Decommission",
-    "Record that it is done", "Give the lease back",
+    "Cut over", "Watch", "Drain", "Wait until nobody is connected", "Deregister", "Record the retirement", "Keep as standby",
+    "Decommission", "Record that it is done", "Give the lease back",
 )
 """Those that do something, and are killed within it as well."""
 

@@ -63,7 +63,7 @@ def test_an_orphan_that_does_not_come_to_an_end_is_ended_when_patience_is(ledger
         assert worker.exitcode == -signal.SIGKILL
 
 
-def test_nobody_ends_a_worker_of_the_present_run_or_of_another_ledger(ledger: Ledger, worker: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_nobody_ends_a_worker_of_another_ledger(ledger: Ledger, worker: Any, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(_executor, "LOCK_PATIENCE", 0.2)
     other = Ledger(f"sqlite:///{tmp_path}/other.sqlite3", str(tmp_path))
     for _fence in range(3):
