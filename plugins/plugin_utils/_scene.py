@@ -50,7 +50,9 @@ class Scene:
         self.rows: dict[int, Release] = {row.number: row for row in history.releases}
         self.pools: dict[str, Pool] = {pool.host: pool for pool in world.pools}
         self.answering: tuple[Balancer, ...] = tuple(item for item in world.balancers if item.reachable)
-        self.silent: dict[str, str] = {item.host: item.error.rstrip(".") or "it gives no answer" for item in world.balancers if not item.reachable}
+        self.silent: dict[str, str] = {
+            item.host: item.error.rstrip(".") or "it gives no answer" for item in world.balancers if not item.reachable
+        }
         observed = {item.host for item in world.balancers}
         self.silent.update({host: "it was not observed" for host in definition.balancers if host not in observed})
         self._name = re.compile(rf"{re.escape(definition.name)}-r([1-9][0-9]*)-([1-9][0-9]*)")
