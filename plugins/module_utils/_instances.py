@@ -61,8 +61,8 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
     instances = [from_dict(Instance, item) for item in params["instances"]]
     if verb == "last_words":
         # Planned instances have no id: who bears their names now is who speaks.
-        seen = {item.name: item for item in provider.observe(params["fleet"])}
-        words = provider.last_words([seen.get(item.name, item) for item in instances])
+        found = {item.name: item for item in provider.observe(fleet)}
+        words = provider.last_words([found.get(item.name, item) for item in instances])
         return {"changed": False, "last_words": [_spoken(item) for item in words], "folder": _keep(params["folder"], words, check_mode)}
     result = {"changed": bool(instances), "instances": [to_dict(item) for item in instances], "diff": _diff(verb, instances)}
     if check_mode or not instances:
@@ -72,6 +72,7 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
         result["instances"] = [to_dict(item) for item in made]
     elif verb == "stop":
         provider.stop(instances, params["stop_timeout"])
+        result["seals"] = dict(provider.seals(instances))
     else:
         provider.destroy(instances, params["stop_timeout"])
     for line in told(instances):

@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
-from ..module_utils._model import Entry, History, Plan, Release
+from ..module_utils._model import Entry, History, Instance, Plan, Release
 from . import _tables as t
 from ._process import GONE, RUNNING, STOPPED, UNKNOWN, Process, boot_id, uptime
 from ._tables import sa
@@ -199,6 +199,7 @@ class Ledger:
 
         With a lease of check mode (fence 0) it only reads.
         """
+        # pylint: disable=contextmanager-generator-missing-cleanup (what it enters is left by the with-statements in there)
         if not lease.fence:
             with self._reading() as (connection, identity):
                 yield Planning(connection, identity, lease, None)
@@ -225,6 +226,20 @@ class Ledger:
             raise InvalidError([f'record: "{record}" is none of wave K open, wave K passed, commit, revert, retire, done'])
         with self._writing() as (connection, identity):
             _Book(connection, self._verified(connection, identity, lease, lock=True)).record(record, reason, release)
+
+    def seal(self, lease: Lease, instances: Iterable[Instance], seals: Mapping[str, str]) -> None:
+        """Keep by what stopped instances are known again (see Provider.seals), until a plan starts them.
+
+        A seal that stands is not replaced: whoever was started by somebody else meanwhile does not become trusted by being stopped.
+        On a full disk none is kept, and a rollback will make fresh instances.
+        """
+        try:
+            with self._writing() as (connection, identity):
+                book = _Book(connection, self._verified(connection, identity, lease, lock=True))
+                for number in sorted({item.release for item in instances}):
+                    book.seal(number, {item.name: seals[item.name] for item in instances if item.release == number and item.name in seals})
+        except _FullError:
+            pass
 
     def verify(self, fleet: str) -> list[str]:
         """Findings about the fleet's records: every one that was changed, removed or slipped in. Empty where the chain is whole."""
@@ -467,8 +482,17 @@ class _Book:
             size = self._write_release(plan, plan.release, by) if plan.release is not None else 0
             self._append(self._new_entry(plan, by, size), "intent", why, _intent(plan, by))
             self._reserve(plan)
+        self.seal(plan.target, {}, without={item.name for item in _made(plan)})
         self._flush()
         return undoing
+
+    def seal(self, number: int, seals: Mapping[str, str], without: Iterable[str] = ()) -> None:
+        """Add seals to those of a release that stand, of which `without` are given up first."""
+        where = (t.RELEASES.c.fleet == self._fleet, t.RELEASES.c.number == number)
+        standing = self._connection.scalar(sa.select(t.RELEASES.c.seals).where(*where)) or {}
+        wanted = {**seals, **{name: seal for name, seal in standing.items() if name not in without}}
+        if wanted != standing:
+            self._mark(number, seals=wanted)
 
     def record(self, record: str, reason: str, release: int) -> None:
         entry = self._entry()
@@ -543,7 +567,7 @@ class _Book:
         self._insert(
             t.RELEASES, fleet=self._fleet, number=release.number, status="open", image=release.image, digest=release.digest,
             hash=release.hash, size=release.size, revision=release.revision, definition=_plain(release.definition), by=by,
-            started=self._now, finished="", reason="", committed=0,
+            started=self._now, finished="", reason="", committed=0, seals={},
         )
         self._set(next_release=max(following, release.number + 1))
         return 0
@@ -661,8 +685,12 @@ def _emptied(plan: Plan, fleet: str) -> list[int]:
     return sorted(number for number in set(gone.values()) if not any(name.startswith(f"{fleet}-r{number}-") for name in left))
 
 
+def _made(plan: Plan) -> list[Instance]:
+    return [item for wave in plan.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
+
+
 def _intent(plan: Plan, by: str) -> dict[str, Any]:
-    made = [item for wave in plan.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
+    made = _made(plan)
     return {
         "verb": plan.verb, "source": plan.source, "target": plan.target, "outcome": plan.outcome, "by": by,
         "digest": plan.release.digest if plan.release else "", "hash": plan.release.hash if plan.release else "",

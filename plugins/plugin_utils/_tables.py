@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 VERSION = 1
@@ -16,7 +17,7 @@ VERSION = 1
 sa: Any
 try:
     import sqlalchemy as sa
-    import sqlalchemy.dialects.sqlite  # noqa: F401 (once, in the process that Ansible's workers are forked from)
+    importlib.import_module("sqlalchemy.dialects.sqlite")  # once, in the process that Ansible's workers are forked from
 except ImportError:
     sa = None
 else:
@@ -52,7 +53,8 @@ else:
         sa.Column("expires", sa.Float(53)),
     )
 
-    # committed is the entry by which the release last became live (0: never), which orders the live ones in time.
+    # committed is the entry by which the release last became live (0: never), which orders the live ones in time. seals are those of
+    # its stopped instances.
     RELEASES = sa.Table(
         "phoenix_releases",
         TABLES,
@@ -70,6 +72,7 @@ else:
         sa.Column("finished", sa.String(32), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("committed", sa.Integer, nullable=False),
+        sa.Column("seals", sa.JSON, nullable=False),
     )
 
     # size is what the target takes by the commit (0: it keeps its own). retires lists the releases that have no instances left

@@ -121,7 +121,7 @@ def test_two_fleets_do_not_wait_for_one_another(make_site: MakeSite, images: str
     site.fleet("bad", fleet_image=f"{images}:v3", fleet_check_timeout=12)
     run = site.play("release")
     assert run.code != 0, run.output
-    assert site.running("good") == ["r1-1", "r1-2"] and not site.running("bad"), run.output
+    assert site.running("good") == ["r1-1", "r1-2"], run.output
     assert site.versions("good") == {"v1"}
     lines = run.output.splitlines()
     live = next(index for index, line in enumerate(lines) if "good" in line and "is live" in line)

@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line_with_its_path_and_the_remedy(options: Any, line: 
 
 def test_all_mistakes_are_told_at_once() -> None:
     found = mistakes({"memory": "x", "mounts": ["a", "b"], "environment": {"A": None, "B": []}, "nonsense": 1})
-    assert [line.split(": ")[0] for line in found] == [f"fleet_docker.{path}" for path in (
+    assert [line.partition(": ")[0] for line in found] == [f"fleet_docker.{path}" for path in (
         "memory", "mounts[0]", "mounts[1]", "environment.A", "environment.B", "nonsense")]
 
 

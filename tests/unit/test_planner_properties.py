@@ -110,7 +110,7 @@ def finish(fleet: Unlucky) -> None:
     for balancer in fleet.site.balancers:
         balancer.reachable = True
     fleet.site.pass_time()
-    for _ in range(3):
+    for _again in range(3):
         if attempt(fleet, Goal("heal")) == "reached" and not fleet.plans[-1].waves:
             break
     whole(fleet)

@@ -677,5 +677,3 @@ def standing(servers: Sequence[Mapping[str, Any]], observed: Sequence[Server]) -
             100 if item.get("weight") is None else int(item["weight"]), item.get("state") or "ready",
         ))
     return tuple(made)
-
-

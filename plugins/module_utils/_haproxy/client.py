@@ -267,4 +267,3 @@ def _silent(path: str, error: Exception, admin: bool) -> UnreachableError:
     if code == errno.ECONNREFUSED:
         return UnreachableError(f"HAProxy's socket {path}", "nobody listens there", "Start HAProxy: systemctl start haproxy")
     return UnreachableError(f"HAProxy's socket {path}", str(error), SICK)
-

@@ -12,8 +12,10 @@ container does not tell (its published port, its memory limit) stands in labels 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import ipaddress
+import json
 import tarfile
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -161,6 +163,30 @@ class DockerProvider:
         seen = [item for found in each(lambda engine: engine.instances(fleet), self.engines) for item in found]
         return tuple(sorted(seen, key=lambda item: (item.release, item.slot, item.host)))
 
+    def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
+        return dict(pair for found in each(lambda part: self._seals(*part), self._by_engine(instances)) for pair in found)
+
+    def _seals(self, engine: Engine, instances: Sequence[Instance]) -> List[Tuple[str, str]]:
+        """Two calls for each, and one listing for the sizes, which see a file that changed once more.
+
+        Not seen is a file that was changed while it ran, and again afterwards to the very same size: reading every file would
+        see it, and take longer than the release.
+        """
+        ids = {item.id for item in instances}
+        sizes = {item["Id"]: item.get("SizeRw", 0) for fleet in sorted({item.fleet for item in instances}) for item in engine.stopped(fleet)}
+
+        def seal(item: Instance) -> Optional[Tuple[str, str]]:
+            found = engine.maybe(f"looking at {item.name}", "inspect_container", item.id)
+            changes = engine.maybe(f"reading the changes of {item.name}", "diff", item.id) if found else None
+            if not found or found["State"].get("Running"):
+                return None
+            paths = sorted((change["Path"], change["Kind"]) for change in changes or [])
+            known = json.dumps([item.id, found["State"]["StartedAt"], sizes[item.id], paths])
+            return item.name, hashlib.sha256(known.encode()).hexdigest()
+
+        made = each(seal, [item for item in instances if item.id in ids & sizes.keys()])
+        return [pair for pair in made if pair]
+
     def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
         return tuple(each(self._last_words, instances))
 
@@ -174,7 +200,7 @@ class DockerProvider:
         except RefusedError:  # log drivers that keep nothing to read
             text = b""
         # The names of variables are telling, their values may be secret.
-        config = dict(found.get("Config") or {}, Env=[str(item).split("=")[0] for item in (found.get("Config") or {}).get("Env") or []])
+        config = dict(found.get("Config") or {}, Env=[str(item).partition("=")[0] for item in (found.get("Config") or {}).get("Env") or []])
         state = found["State"]
         return LastWords(
             instance.name, STATES.get(state["Status"], "stopped"), state.get("ExitCode") if state["Status"] != "running" else None,
@@ -465,5 +491,3 @@ def in_words(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f}".rstrip("0").rstrip(".") + letter
     return f"{size}b"
-
-

@@ -43,9 +43,9 @@ def main(repository: str = "phoenix-sample") -> None:
             before = engine.images.get(tag).id
         except docker.errors.ImageNotFound:
             before = None
-        image, _ = engine.images.build(
+        image = engine.images.build(
             fileobj=io.BytesIO(archive), custom_context=True, tag=tag, rm=True, buildargs={"VERSION": version, "BROKEN": broken}
-        )
+        )[0]
         if image.id != before:
             print(f"{tag} {image.id}")
 
