@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from typing import Any, Callable, Dict, Mapping, Optional
 
@@ -20,6 +22,12 @@ from ..module_utils._errors import FleetError, InvalidError
 from ..module_utils._model import to_dict
 from ..module_utils._providers import docker as _docker  # noqa: F401
 from ._definition import MASK, definition_of, provider_options, read
+
+# Ansible forks for every task. What is loaded by now lives as long as the process: kept out of garbage collection it is neither walked nor
+# copied by the forks, nor at the end (measured: 0.4 s of CPU in a release).
+gc.freeze()
+gc.set_threshold(20_000, 50, 50)
+atexit.register(gc.freeze)
 
 # The provider above is imported for those that come after: Ansible loads this file in its own process, and each task's fork inherits the
 # SDK instead of spending 0.12 s on it (measured).

@@ -157,7 +157,7 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
     if not committed:
         return entry.source, _back(scene, goal, entry, served=False)
     former, latter = scene.up_count(entry.source), scene.up_count(entry.target)
-    if "revert" in entry.records:
+    if "revert" in entry.records or (goal.verb == "abort" and goal.force and "retire" not in entry.records):
         # Never reversed. With nothing to go back to, whatever the goal is must be able to repair it.
         if former or not entry.source or goal.verb == "abort":
             return entry.source, _back(scene, goal, entry, served=True)

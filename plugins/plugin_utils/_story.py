@@ -105,6 +105,8 @@ def ending(
         wrong = ", ".join(f"{item.host}: {item.error}" for item in lost) or f"the balancers say that {_number(live)} is live"
         serves = f". {_number(live)} serves where a balancer answers" if lost else ""
         return [], f"fleet {definition.name} is degraded: {wrong}{serves}. Bring it right and run the same again: that finishes it"
+    if plan.again:
+        return [], f"fleet {definition.name}: a former run was put right, and the world changed meanwhile. Run the same again"
     if plan.outcome == "retired":
         return [f"the fleet is gone, its history stays, {seconds:.1f} s"], ""
     lines = [f"{_number(live)} is live{_requests(before, after)}, {seconds:.1f} s"]

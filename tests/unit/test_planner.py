@@ -407,6 +407,14 @@ def test_a_fix_can_be_released_when_neither_generation_is_up() -> None:
     assert (made.verb, made.source, made.target, made.again) == ("release", 2, 3, False)
 
 
+def test_what_failed_the_watch_is_rejected_however_well_it_looks_afterwards() -> None:
+    fleet = crashed(released("shop:1"), release("shop:2"), "after switch")
+    assert fleet.plan(Goal("abort")).outcome == "live", "whole, and committed: it goes on"
+    made = fleet.plan(Goal("abort", force=True))
+    assert (made.source, made.target, made.outcome) == (1, 2, "failed")
+    assert any(line.startswith("switch r1-1=100 r1-2=100 r2-1=0") for line in told(made))
+
+
 # Every balancer
 
 def test_a_silent_balancer_refuses_before_anything_is_made() -> None:
