@@ -25,6 +25,7 @@ options:
     description:
       - What each instance must pass, as in C(fleet_checks). Each check has exactly one of the following keys.
       - One answer may take 5 seconds.
+      - An empty list asks the instances nothing. Then only what O(provider) knows is judged, that each runs and was not restarted.
     type: list
     elements: dict
     default:
