@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from ansible_collections.phoenix.fleet.tests.faults.command import Command, until
+from ansible_collections.phoenix.fleet.tests.faults.command import HERE, Command, until
 from ansible_collections.phoenix.fleet.tests.faults.ground import Ground
 from ansible_collections.phoenix.fleet.tests.faults.kills import follow, frozen, prepare
 from ansible_collections.phoenix.fleet.tests.faults.trial import Trial
@@ -397,7 +397,11 @@ def faked(ground: Ground, offset: str) -> Mapping[str, str]:
     file = ground.folder / "clock"
     file.write_text(f"{offset}\n")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
+    modules = os.pathsep.join(filter(None, (str(HERE / "clock"), os.environ.get("PYTHONPATH"))))
+    return {
+        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "PYTHONPATH": modules,
+    }
 
 
 # The ledger

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from ansible_collections.phoenix.fleet.tests.faults import kills, parts
