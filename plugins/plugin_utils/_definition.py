@@ -246,6 +246,12 @@ def out_of_scope(host: str, groups: Mapping[str, Sequence[str]]) -> List[str]:
     return []
 
 
+def namesakes(name: str, host: str, fleets: Mapping[str, Mapping[str, Any]]) -> List[str]:
+    """Why a fleet may not have this name: another host of the inventory has it, and two of one name would undo each other's work."""
+    others = [other for other, variables in fleets.items() if other != host and str(variables.get("fleet_name") or other) == name]
+    return [f"fleet_name: {_shown(name)} is the name of {others[0]} as well; give each fleet a name of its own"] if others else []
+
+
 def unknown(raw: Mapping[str, Any], known: Iterable[str]) -> List[str]:
     """A line for each name that looks like a slip of the pen: it begins like a variable of ours and differs by two letters or so.
 
@@ -624,6 +630,7 @@ def read(
         raise InvalidError(wrong)
     name = raw["fleet_name"] if _is_set(raw.get("fleet_name")) else host
     goal, mistakes = define_goal(raw, verb, str(name), fleets)
+    mistakes += namesakes(str(name), host, {other: (task_vars.get("hostvars") or {}).get(other) or {} for other in groups["fleets"]})
     if verb != "release":
         raw.pop("release_image", None)
     definition = define(

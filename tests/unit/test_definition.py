@@ -27,6 +27,7 @@ from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import (
     definition_hash,
     definition_of,
     git_revision,
+    namesakes,
     out_of_scope,
     recorded,
     revived,
@@ -225,6 +226,12 @@ def test_whatever_a_verb_is_given_is_taken_or_refused_line_by_line(raw: dict[str
 ])
 def test_a_verbs_own_variable_is_validated(verb: str, raw: dict[str, Any], fleets: list[str], line: str) -> None:
     assert define_goal(raw, verb, "web", fleets)[1] == [line]
+
+
+def test_two_hosts_may_not_be_one_fleet() -> None:
+    fleets = {"web": {}, "shop": {"fleet_name": "web"}, "api": {}}
+    assert namesakes("web", "web", fleets) == ["fleet_name: web is the name of shop as well; give each fleet a name of its own"]
+    assert namesakes("api", "api", fleets) == []
 
 
 def test_a_goal_holds_what_its_verb_was_given() -> None:
