@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any, Dict
 
 from ..module_utils import _instances
+from ..module_utils._model import Instance, from_dict
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import read, revived
 from ..plugin_utils._executor import guarded
+from ..plugin_utils._ledger import Lease, Ledger
 
 
 class ActionModule(FleetAction):
@@ -25,6 +27,10 @@ class ActionModule(FleetAction):
             params["options"] = dict(revived(definition, record).options)
         with guarded(params["lease"]):
             result = self.on_host(_instances.carry_out, params, task_vars)
+            if result.get("seals") and params["lease"].get("fence"):
+                lease = from_dict(Lease, params["lease"])
+                stopped = [from_dict(Instance, item) for item in result["instances"]]
+                Ledger(lease.url, lease.state_dir).seal(lease, stopped, result["seals"])
         if not self._task.diff:
             result.pop("diff", None)
         return result

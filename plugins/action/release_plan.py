@@ -10,12 +10,12 @@ import os
 from dataclasses import replace
 from typing import Any, Dict, Mapping
 
-from ..module_utils._instances import connect
+from ..module_utils._instances import connect, told
 from ..module_utils._model import Balancer, Definition, Goal, History, Image, Instance, Plan, Pool, Step, World, from_dict, to_dict
 from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_hash, definition_of, recorded
+from ..plugin_utils._definition import definition_hash, definition_of, recorded, revived
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger
 from ..plugin_utils._planner import plan
@@ -49,14 +49,17 @@ class ActionModule(FleetAction):
         ledger = Ledger(definition.ledger, definition.state_dir)
         goal = _goal(params, definition_hash(definition, ledger.secret))
         history = ledger.history(definition.name)
-        made = _told(plan(definition, world, history, goal), recorded(definition, ledger.secret))
+        if goal.verb == "rollback":
+            world = self._trusted(definition, world, history)
+        made = _told(plan(definition, world, history, goal), recorded(definition, ledger.secret), definition.size)
         for line in _story.plan_lines(definition, history, made):
             self.say(f"{definition.name}  {line}")
         created = tuple(item for wave in made.waves for step in wave if step.kind == "create" for item in step.instances)
         if created and made.release:
             image = Image(made.release.image, made.release.digest)
-            provider = connect(definition.provider, definition.options)
-            provider.preflight(created, Blueprint(image=image, options=definition.options))
+            # An earlier release comes back as it was recorded, with the secrets of today.
+            options = revived(definition, made.release.definition).options
+            connect(definition.provider, options).preflight(created, Blueprint(image=image, options=options))
         check = bool(self._task.check_mode)
         if made.waves and not check:
             made = self._open(ledger, definition, world, goal, params)
@@ -66,27 +69,47 @@ class ActionModule(FleetAction):
             result["diff"] = {"prepared": "\n".join(_story.wave_lines(made.waves))}
         return result
 
+    def _trusted(self, definition: Definition, world: World, history: History) -> World:
+        """The world, in which a standby that is not as it was when it was stopped is called unhealthy."""
+        recorded = {name: seal for row in history.releases for name, seal in row.seals.items()}
+        standby = [item for item in world.instances if item.release != history.live]
+        stopped = [item for item in standby if item.state != "running" and item.name in recorded]
+        seals = connect(definition.provider, definition.options).seals(stopped) if stopped else {}
+        changed = [item for item in standby if not is_sealed(item, recorded.get(item.name, ""), seals.get(item.name, ""))]
+        for line in told(changed):
+            self.say(f"{definition.name}  {line} changed since being stopped: not used again")
+        return replace(world, instances=tuple(replace(item, health="unhealthy") if item in changed else item for item in world.instances))
+
     def _open(self, ledger: Ledger, definition: Definition, world: World, goal: Goal, params: Mapping[str, Any]) -> Plan:
         """Plan once more inside the ledger's transaction, so that the numbers and addresses are still free when they are written."""
         with ledger.planning(from_dict(Lease, params["lease"])) as view:
-            made = _told(plan(definition, world, view.history(), goal), recorded(definition, ledger.secret))
+            made = _told(plan(definition, world, view.history(), goal), recorded(definition, ledger.secret), definition.size)
             view.open(made, str(params["lease"]["holder"]).rpartition(" pid ")[0])
         return made
+
+
+def is_sealed(item: Instance, recorded: str, seal: str) -> bool:
+    """Whether an instance may serve again: it ran all the time, or is stopped just as the ledger recorded it."""
+    return seal == recorded and bool(seal) != (item.state == "running")
 
 
 def _goal(params: Mapping[str, Any], hashed: str) -> Goal:
     given = dict(params["goal"])
     if given.get("failure"):
         given["reason"] = _story.cause(given["failure"])
+        # What failed the watch is rejected, however well it looks when the undoing comes to it.
+        given["force"] = given["failure"].get("task") == "Watch"
     image = from_dict(Image, params["image"]) if params["image"] else None
     return replace(from_dict(Goal, {key: value for key, value in given.items() if key != "image"}), image=image, hash=hashed)
 
 
-def _told(made: Plan, definition: Mapping[str, Any]) -> Plan:
-    """The plan with what the ledger keeps of the definition in its new release; size tells a later release whether a scale came between."""
+def _told(made: Plan, definition: Mapping[str, Any], size: int) -> Plan:
+    """The plan with what the ledger keeps of the definition in its new release; size is what was asked for, which tells a
+    later release whether a scale came between.
+    """
     if made.release is None or made.release.definition:
         return made
-    return replace(made, release=replace(made.release, definition={**definition, "size": made.release.size}))
+    return replace(made, release=replace(made.release, definition={**definition, "size": size}))
 
 
 def _result(definition: Definition, history: History, made: Plan) -> Result:

@@ -168,6 +168,7 @@ class Release:
     status: open (being made), live, standby, failed, retired. hash is that of the definition's part that shapes an
     instance; definition is that part itself, without secrets. Times are ISO 8601 in UTC.
     committed grows with every commit of the fleet (0: it was never live), so it tells the order where clocks cannot.
+    seals are those of its stopped instances, by name (see Provider.seals).
     """
 
     number: int
@@ -183,6 +184,7 @@ class Release:
     finished: str = ""
     reason: str = ""
     committed: int = 0
+    seals: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,10 @@ class World:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run is for. verb: release, rollback, scale, heal, retire, abort. Only the fields of the verb matter."""
+    """What a run is for. verb: release, rollback, scale, heal, retire, abort. Only the fields of the verb matter.
+
+    force: release the same anew; abort what was committed, however well it looks.
+    """
 
     verb: str
     image: Optional[Image] = None

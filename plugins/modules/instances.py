@@ -124,6 +124,11 @@ instances:
       health: none
       created: "2026-11-20T03:00:00Z"
       marker: {phoenix.fleet.name: web, phoenix.fleet.release: "42"}
+seals:
+  description: By name, what tells whether a stopped instance is still as it was. Anything that starts or changes it changes its seal.
+  returned: for O(verb=stop), but not in check mode
+  type: dict
+  sample: {web-r41-1: 4c1f0e}
 pools:
   description: Where further instances may be placed.
   returned: for O(verb=observe)

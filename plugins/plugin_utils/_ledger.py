@@ -482,7 +482,9 @@ class _Book:
             size = self._write_release(plan, plan.release, by) if plan.release is not None else 0
             self._append(self._new_entry(plan, by, size), "intent", why, _intent(plan, by))
             self._reserve(plan)
-        self.seal(plan.target, {}, without={item.name for item in _made(plan)})
+        made = _made(plan)
+        for number in sorted({item.release for item in made}):
+            self.seal(number, {}, without={item.name for item in made})
         self._flush()
         return undoing
 

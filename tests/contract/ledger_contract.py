@@ -52,6 +52,10 @@ def open_plan(ledger: Ledger, lease: Lease, make: Callable[[History], Plan] = re
     return plan
 
 
+def stopped(target: int, *slots: int) -> tuple[Instance, ...]:
+    return tuple(Instance(f"web-r{target}-{slot}", "local", "web", target, slot, "sha256:1", "", 80, state="stopped") for slot in slots)
+
+
 def released(ledger: Ledger, lease: Lease) -> int:
     plan = open_plan(ledger, lease)
     ledger.record(lease, "commit")
@@ -351,6 +355,29 @@ class LedgerContract:
         history = ledger.history("web")
         assert (history.live, statuses(history), history.next_release) == (1, {1: "live", 2: "standby"}, 3)
         assert history.releases[0].committed > history.releases[1].committed > 0
+
+    def test_a_seal_stands_until_a_plan_starts_its_instance(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "ann")
+        first = released(ledger, lease)
+        released(ledger, lease)
+        one, two = stopped(first, 1, 2)
+
+        def seals() -> dict[str, str]:
+            return dict(ledger.history("web").releases[0].seals)
+
+        assert seals() == {}
+        ledger.seal(lease, [one, two], {one.name: "a", two.name: "b"})
+        ledger.seal(lease, [one], {one.name: "z"})
+        assert seals() == {one.name: "a", two.name: "b"}, "who was started and stopped by somebody else is not trusted anew"
+        back = Plan("rollback", 2, first, waves=((Step("start", (one,)), Step("commit", release=first)),))
+        open_plan(ledger, lease, lambda history: replace(back, servers=history.servers, reserved=history.reserved))
+        assert seals() == {two.name: "b"}
+        ledger.seal(lease, [one], {one.name: "c"})
+        assert seals() == {one.name: "c", two.name: "b"} and ledger.verify("web") == []
+        ledger.acquire("web", "bob", takeover=True)
+        with pytest.raises(LeaseError):
+            ledger.seal(lease, [one], {one.name: "d"})
 
     def test_taking_back_what_was_committed_reverts_it_first(self, place: Place) -> None:
         ledger = Ledger(*place)

@@ -44,6 +44,10 @@ class Case(ABC):
         """Its process ends by itself, now."""
 
     @abstractmethod
+    def alter(self, instance: Instance) -> None:
+        """Somebody changes its root file system."""
+
+    @abstractmethod
     def vanish(self, instance: Instance) -> None:
         """Somebody removes it behind the provider's back."""
 
@@ -256,6 +260,22 @@ class ProviderContract:
         case.vanish(made[0])
         assert [item.state for item in case.provider.last_words(made)] == ["vanished"]
 
+    def test_a_seal_lasts_until_somebody_starts_or_changes_what_is_stopped(self, case: Case) -> None:
+        made = case.created(4)
+        assert case.provider.seals(made) == {}
+        case.provider.stop(made, case.timeout)
+        sealed = case.provider.seals(made)
+        assert set(sealed) == {item.name for item in made} and len(set(sealed.values())) == len(made)
+        assert case.provider.seals(made) == sealed
+        case.vanish(made[0])
+        case.alter(made[1])
+        case.provider.start(made[2:3], case.blueprint)
+        now = case.provider.seals(made)
+        assert set(now) == {made[1].name, made[3].name}
+        case.provider.stop(made[2:3], case.timeout)
+        now = case.provider.seals(made)
+        assert {name for name, seal in now.items() if seal == sealed[name]} == {made[3].name}
+
     def test_a_plan_that_fits_passes_the_preflight(self, case: Case) -> None:
         case.provider.preflight(case.planned(1), case.blueprint)
         assert case.provider.observe(case.fleet) == ()
@@ -264,7 +284,7 @@ class ProviderContract:
         assert case.provider.create((), case.blueprint) == () == case.provider.start((), case.blueprint)
         case.provider.stop((), case.timeout)
         case.provider.destroy((), case.timeout)
-        assert case.provider.last_words(()) == ()
+        assert case.provider.last_words(()) == () and case.provider.seals(()) == {}
 
     def test_silence_is_never_taken_for_an_answer(self, case: Case) -> None:
         planned, made = case.planned(1, 2), case.created(1)
@@ -274,6 +294,7 @@ class ProviderContract:
                 lambda: silent.pools(case.fleet, case.port, case.balancers), lambda: silent.preflight(planned, case.blueprint),
                 lambda: silent.create(planned, case.blueprint), lambda: silent.start(made, case.blueprint),
                 lambda: silent.stop(made, case.timeout), lambda: silent.destroy(made, case.timeout), lambda: silent.last_words(made),
+                lambda: silent.seals(made),
             ):
                 with pytest.raises(UnreachableError) as unreachable:
                     ask()

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
+import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,19 @@ class DockerCase(Case):
     def crash(self, instance: Instance) -> None:
         self.run(instance, "sh", "-c", "touch /tmp/die; kill $(pidof httpd)")
         until(f"{instance.name} crashed", lambda: self.inspect(instance)["RestartCount"] > 0)
+
+    def alter(self, instance: Instance) -> None:
+        self.write(instance, "/etc/altered", b"")
+
+    def write(self, instance: Instance, path: str, data: bytes) -> None:
+        """As `docker cp` does, whether it runs or not."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            entry = tarfile.TarInfo(path[1:])
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+        with self.client(instance.host) as client:
+            client.put_archive(instance.id, "/", buffer.getvalue())
 
     def vanish(self, instance: Instance) -> None:
         with self.client(instance.host) as client:
@@ -341,6 +356,25 @@ def test_a_start_uses_the_current_secrets_and_leaves_running_ones_alone(make: Ma
     case.provider.stop(made, 1)
     case.provider.start(made, newer)
     assert [case.run(item, "cat", "/run/secrets/password") for item in made] == ["new", "new"]
+
+
+@pytest.mark.parametrize("change", ["more in a file that had changed", "a file of the image", "a file away"])
+def test_a_seal_shows_every_change_of_a_stopped_one(make: MakeCase, second: DockerEngine, change: str) -> None:
+    case = make(second)
+    item = case.created(1)[0]
+    page(item)
+    case.provider.stop([item], 1)
+    sealed = case.provider.seals([item])
+    second.restart()
+    assert case.provider.seals([item]) == sealed, "the engine's restart changes nothing"
+    if change == "a file away":  # nobody can remove a file from a stopped one but by running something in it
+        with case.client() as client:
+            client.start(item.id)
+        case.run(item, "rm", "/etc/group")
+        case.provider.stop([item], 1)
+    else:
+        case.write(item, "/tmp/www/index.html" if change.startswith("more") else "/etc/passwd", b"x" * 99)
+    assert case.provider.seals([item]) != sealed
 
 
 def test_a_strangers_volume_of_that_name_is_refused(make: MakeCase) -> None:

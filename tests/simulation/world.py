@@ -32,10 +32,11 @@ class Crash(BaseException):
 
 @dataclass
 class Box:
-    """An instance as it is. well: it answers, if it runs."""
+    """An instance as it is. well: it answers, if it runs. serial grows with each start and each change by somebody's hand."""
 
     instance: Instance
     well: bool = True
+    serial: int = 0
 
     @property
     def answers(self) -> bool:
@@ -263,6 +264,11 @@ class SimulatedProvider:
         self._answer()
         self.image(blueprint.image.reference)
 
+    def seals(self, instances: Sequence[Instance]) -> dict[str, str]:
+        self._answer()
+        found = [(item.name, self._found(item)) for item in instances]
+        return {name: f"{box.instance.id} {box.serial}" for name, box in found if box and box.instance.state != "running"}
+
     def last_words(self, instances: Sequence[Instance]) -> tuple[LastWords, ...]:
         self._answer()
         found = [(item.name, self._found(item)) for item in instances]
@@ -318,6 +324,7 @@ class SimulatedProvider:
             raise RefusedError(f"instance {item.name} on {item.host}", "it has vanished")
         if box.instance.state != "running":
             box.instance = replace(box.instance, state="running")
+            box.serial += 1
             self.site.died.discard(item.name)
         return box.instance
 

@@ -28,6 +28,9 @@ class SimulatedCase(Case):
     def crash(self, instance: Instance) -> None:
         self.site.kill(instance.name)
 
+    def alter(self, instance: Instance) -> None:
+        self.site.boxes[instance.host, instance.name].serial += 1
+
     def vanish(self, instance: Instance) -> None:
         del self.site.boxes[instance.host, instance.name]
 

@@ -184,6 +184,11 @@ class Engine:
         filters = {"label": [f"{NAME}={fleet}"]} if fleet else None
         return list(self.call("listing containers", "containers", all=True, filters=filters))
 
+    def stopped(self, fleet: str) -> List[Dict[str, Any]]:
+        """The fleet's containers that do not run, with the size of what each has written."""
+        filters = {"label": [f"{NAME}={fleet}"], "status": ["created", "exited", "dead"]}
+        return list(self.call("listing containers", "containers", all=True, size=True, filters=filters))
+
     def instances(self, fleet: str) -> Tuple[Instance, ...]:
         return tuple(seen for seen in (seen_in(item, self.name) for item in self.containers(fleet)) if seen)
 

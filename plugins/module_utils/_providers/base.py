@@ -64,5 +64,10 @@ class Provider(Protocol):
     def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
         """Stop politely, then remove by id what bears our marker, with everything made for it alone. Vanished ones are fine."""
 
+    def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
+        """By name, what tells whether a stopped instance is still as it was: the same text until somebody starts it, or changes its
+        root file system. One that runs, or vanished, has none.
+        """
+
     def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
         """What each of them has to say; an instance that vanished says so."""

@@ -172,8 +172,8 @@ class DockerProvider:
         Not seen is a file that was changed while it ran, and again afterwards to the very same size: reading every file would
         see it, and take longer than the release.
         """
-        ids = {item.id for item in instances}
-        sizes = {item["Id"]: item.get("SizeRw", 0) for fleet in sorted({item.fleet for item in instances}) for item in engine.stopped(fleet)}
+        fleets = sorted({item.fleet for item in instances})
+        sizes = {item["Id"]: item.get("SizeRw", 0) for fleet in fleets for item in engine.stopped(fleet)}
 
         def seal(item: Instance) -> Optional[Tuple[str, str]]:
             found = engine.maybe(f"looking at {item.name}", "inspect_container", item.id)
@@ -184,7 +184,7 @@ class DockerProvider:
             known = json.dumps([item.id, found["State"]["StartedAt"], sizes[item.id], paths])
             return item.name, hashlib.sha256(known.encode()).hexdigest()
 
-        made = each(seal, [item for item in instances if item.id in ids & sizes.keys()])
+        made = each(seal, [item for item in instances if item.id in sizes])
         return [pair for pair in made if pair]
 
     def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
