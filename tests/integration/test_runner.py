@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -31,21 +32,21 @@ def private(tmp_path: Path, site: Site) -> Path:
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, project / name)
     collections = folder / "requirements_collections"
+    only = {"ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "false"}
     subprocess.run(
         ["ansible-galaxy", "collection", "install", "--offline", "-r", "collections/requirements.yml", "-p", str(collections)],
-        cwd=project, check=True, capture_output=True,
+        cwd=project, env={**os.environ, **only}, check=True, capture_output=True,
     )
     (folder / "inventory").mkdir()
     shutil.copy(site.inventory, folder / "inventory" / "hosts.json")
     (folder / "env").mkdir()
-    (folder / "env" / "envvars").write_text(json.dumps({
-        "ANSIBLE_COLLECTIONS_PATH": str(collections),
-        "ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "false",
-    }))
+    (folder / "env" / "envvars").write_text(json.dumps(only))
     return folder
 
 
 def job(private: Path, ident: str, **settings: Any) -> ansible_runner.Runner:
+    for left in ("cmdline", "extravars", "settings"):  # AWX makes this folder anew for each job
+        (private / "env" / left).unlink(missing_ok=True)
     return ansible_runner.run(
         private_data_dir=str(private), ident=ident, playbook="playbooks/release.yml", limit="web", quiet=True, timeout=DEADLINE, **settings
     )
