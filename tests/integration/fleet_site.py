@@ -81,7 +81,6 @@ class Site:
             "fleet_check_timeout": 20,
             "fleet_drain_timeout": 5,
             "fleet_stop_timeout": 2,
-            "fleet_haproxy": {"inter": "200ms"},
             "fleet_state_dir": str(self.folder / "state"),
             "fleet_docker": {"network": self.network, "subnet": f"{self.base}.0/24", "ip_range": f"{self.base}.192/26"},
             **self.fleets.get(name, {}),
