@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,9 +47,7 @@ class Ground(Site):
         })
 
     def close(self) -> None:
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        self.end_all()
         super().close()
         for proxy in self.proxies.values():
             proxy.stop()
@@ -101,6 +100,11 @@ class Ground(Site):
                     if b"ansible" in words and str(self.folder).encode() in words and state != "Z":
                         found.append(int(entry.name))
         return found
+
+    def end_all(self) -> None:
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def leftovers(self) -> list[str]:
         """Everything that ought not to be there once a run has ended well, orphans having had their time to end."""

@@ -62,6 +62,7 @@ class Trial:
             yield
         except AssertionError as error:
             self.wrong.append(f"{what}: {error}")
+            ground.end_all()  # so that this fault does not spoil the next one
         self.leftovers += [f"{what}: {item}" for item in ground.settle()]
         self.manual += [f"{what}: {item}" for item in ground.notes[notes:]]
         self.seconds += time.monotonic() - began
