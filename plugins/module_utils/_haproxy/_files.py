@@ -73,12 +73,18 @@ def locked(folder: str) -> Iterator[None]:
 
 @contextmanager
 def candidate(path: str, text: str, elsewhere: bool = False) -> Iterator[str]:
-    """The text beside the file it may replace, on the disk for sure (fsync), as a dot-file: HAProxy's `-f FOLDER` does not load those."""
-    folder = tempfile.gettempdir() if elsewhere else os.path.dirname(path)
+    """The text beside the file it may replace, on the disk for sure (fsync), as a dot-file: HAProxy's `-f FOLDER` does not load those.
+
+    Beside it, it always has the same name, so that what a killed run has left there is overwritten by the next one: hold the folder's lock.
+    """
     handle, name = -1, ""
     try:
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
+            if elsewhere:
+                handle, name = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.")
+            else:
+                beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
+                handle, name = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), beside
             with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(text)
                 file.flush()
