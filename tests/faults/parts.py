@@ -71,7 +71,11 @@ def judge(run: Run, fit: bool, ground: Ground, before: int) -> None:
         assert ground.history().live == before, "it is live"
 
 
-def exits(ground: Ground, trial: Trial, steps: Sequence[str] = ("Stage", "Wait until every balancer calls them up", "Commit")) -> None:
+VERIFY = "See that none has restarted meanwhile"
+"""The last task before the commit. What happens after it the watch sees."""
+
+
+def exits(ground: Ground, trial: Trial, steps: Sequence[str] = ("Stage", "Wait until every balancer calls them up", VERIFY)) -> None:
     """A container that ended, and was started again by the engine, after it had passed the check and before the commit."""
     with trial.load(ground):
         for step in steps:
