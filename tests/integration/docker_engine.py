@@ -146,7 +146,7 @@ class DockerEngine:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _processes(self) -> list[int]:
-        """dockerd, its containerd, the shims, and what these run: whoever has this engine's folder in the command line, and the children."""
+        """dockerd, its containerd, the shims, what these run: who names this engine's folder in the command line, and the children."""
         own: set[int] = set()
         parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():

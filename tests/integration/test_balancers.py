@@ -50,8 +50,9 @@ def ssh(tmp_path: Path) -> Iterator[Dict[str, Any]]:
         except ConnectionRefusedError:
             assert time.monotonic() < deadline, "sshd does not listen"
     yield {
-        "ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": port, "ansible_ssh_private_key_file": str(tmp_path / "user"),
-        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null", "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": port,
+        "ansible_ssh_private_key_file": str(tmp_path / "user"), "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
     }
     server.terminate()
     server.wait(10)
