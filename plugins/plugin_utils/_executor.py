@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import IO, Iterator, Mapping, Optional
@@ -19,13 +20,16 @@ from typing import IO, Iterator, Mapping, Optional
 from ..module_utils._errors import DeadlineError, FleetError, LeaseError
 from ..module_utils._model import from_dict
 from ._ledger import Lease, Ledger
-from ._process import STOPPED, Process
+from ._process import GONE, RUNNING, STOPPED, Process
 
 HEARTBEAT = 5.0
 """Seconds between two renewals while an act is going on; the lease lives for 30."""
 
 LOCK_PATIENCE = 60.0
 """Seconds to wait for an act of the same fleet on this machine to end. Then a killed run's orphan is ended; a stopped one, at once."""
+
+LAST_GRACE = 5.0
+"""Seconds in which what was ended must let the lock go."""
 
 SIGNATURE = 256
 """Bytes in the lock's file that say who holds it: always as many, so that writing them needs no room on a full disk."""
@@ -60,42 +64,43 @@ def _locked(ledger: Ledger, lease: Lease) -> Iterator[None]:
     path = os.path.join(lease.state_dir, f"{lease.fleet}.lock")
     os.makedirs(lease.state_dir, mode=0o700, exist_ok=True)
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+        # Made beforehand, so that who holds the lock has said so within a moment.
+        signature = _signature(lease)
         alarm = threading.Event()
-        waited = 0.0
+        deadline = time.monotonic() + LOCK_PATIENCE
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 orphan = _orphan(file, lease)
-                if orphan is not None and (waited >= LOCK_PATIENCE or orphan.state() == STOPPED):
-                    ledger.check(lease)  # only the fleet's present holder may end what a former one has left
-                    orphan.end()
-                elif waited >= LOCK_PATIENCE:
+                state = orphan.state() if orphan is not None else GONE
+                late = time.monotonic() - deadline
+                if late >= (LAST_GRACE if state in (RUNNING, STOPPED) else 0):
                     raise DeadlineError(
                         f"fleet {lease.fleet}", f"another act on it has held {path} for more than {LOCK_PATIENCE:.0f} s",
                         f"See who holds it with: fuser -v {path}",
                     ) from None
+                if orphan is not None and (state == STOPPED or late >= 0):
+                    ledger.check(lease)  # only the fleet's present holder may end what a former one has left
+                    orphan.end()
                 alarm.wait(0.05)
-                waited += 0.05
-        _sign(file, lease)
+        try:
+            os.pwrite(file.fileno(), signature, 0)
+        except OSError:
+            pass  # on a full disk a new lock's file stays empty: then an orphan can only be waited for
         yield
 
 
-def _sign(file: IO[bytes], lease: Lease) -> None:
-    signature = json.dumps({"ledger": lease.ledger, "fence": lease.fence, "holder": asdict(Process.of(os.getpid()))})
-    try:
-        file.seek(0)
-        file.write(signature.encode().ljust(SIGNATURE))
-    except OSError:
-        pass  # on a full disk a new lock's file stays empty: then an orphan can only be waited for
+def _signature(lease: Lease) -> bytes:
+    holder = asdict(Process.of(os.getpid()))
+    return json.dumps({"ledger": lease.ledger, "fence": lease.fence, "holder": holder}).encode().ljust(SIGNATURE)
 
 
 def _orphan(file: IO[bytes], lease: Lease) -> Optional[Process]:
     """Who holds the lock with a lower fence of our ledger than ours: a worker of a run that is no more."""
-    file.seek(0)
     try:
-        signature = json.loads(file.read(SIGNATURE))
+        signature = json.loads(os.pread(file.fileno(), SIGNATURE, 0))
         former = signature["ledger"] == lease.ledger and signature["fence"] < lease.fence
         return Process(**signature["holder"]) if former else None
     except (ValueError, KeyError, TypeError):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -198,13 +199,11 @@ def frozen(ground: Ground, step: str, image: str) -> tuple[Command, list[int]]:
 
 
 def locked(ground: Ground, pids: Sequence[int]) -> bool:
-    """Whether one of these processes holds the fleet's lock. facts: proc_locks(5)."""
+    """Whether one of these processes says in the fleet's lock file that it holds it."""
     try:
-        inode = (ground.folder / "state" / f"{ground.name('web')}.lock").stat().st_ino
-    except FileNotFoundError:
+        return json.loads((ground.state / f"{ground.name('web')}.lock").read_text())["holder"]["pid"] in pids
+    except (OSError, ValueError):
         return False
-    with open("/proc/locks", encoding="utf-8") as file:
-        return any(int(line.split()[4]) in pids and line.split()[5].endswith(f":{inode}") for line in file if "->" not in line)
 
 
 def opened(ground: Ground, pid: int) -> bool:

@@ -73,6 +73,16 @@ def test_nobody_ends_a_worker_of_another_ledger(ledger: Ledger, worker: Any, mon
     assert worker.is_alive()
 
 
+def test_a_holder_that_did_not_say_who_it_is_is_only_waited_for(ledger: Ledger, worker: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(_executor, "LOCK_PATIENCE", 0.2)
+    path = tmp_path / "web.lock"
+    for former in ("", path.read_text().replace(f'"pid": {worker.pid}', '"pid": 4194305')):
+        path.write_text(former)
+        with pytest.raises(DeadlineError, match="fuser"), guarded(next_lease(ledger)):
+            pytest.fail("it acted beside the other")
+    assert worker.is_alive()
+
+
 def test_who_has_lost_the_fleet_ends_nobody_and_does_not_act(ledger: Ledger, worker: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(_executor, "LOCK_PATIENCE", 0.2)
     lost = next_lease(ledger)
