@@ -114,7 +114,7 @@ def test_going_back_to_any_release_whose_image_is_there(site: Site, images: str)
 
 def test_a_standby_of_a_rollback_that_failed_is_as_good_as_before(site: Site, images: str) -> None:
     standby = two_releases(site, images)
-    site.fleet("web", fleet_checks=[{"http": {"path": "/nowhere"}}], fleet_check_timeout=1)
+    site.fleet("web", fleet_checks=[{"http": {"path": "/health"}}, {"command": ["false"]}], fleet_check_timeout=2)
     failed = site.play("rollback")
     assert failed.code != 0 and site.versions("web") == {"v2"}, failed.output
     until("the standby is stopped again", lambda: site.running("web") == ["r2-1", "r2-2"])
