@@ -199,7 +199,7 @@ class Ledger:
 
         With a lease of check mode (fence 0) it only reads.
         """
-        # pylint: disable=contextmanager-generator-missing-cleanup (what it enters is left by the with-statements in there)
+        # What it enters is left by the with-statements in there: pylint: disable=contextmanager-generator-missing-cleanup
         if not lease.fence:
             with self._reading() as (connection, identity):
                 yield Planning(connection, identity, lease, None)

@@ -201,14 +201,13 @@ class Engine:
             return None
         return {"username": self.registry["username"], "password": self.registry["password"], "serveraddress": server}
 
-
     def ask_registry(self, reference: str, local: bool) -> str:
         """The digest that the registry has for a name now. local: this engine has an image of that name, be it an old one."""
         doing = f"asking the registry for {reference}"
         try:
             answer = self.call(doing, "inspect_distribution", reference, auth_config=self.credentials(reference))
         except Refusal as error:
-            raise self._without(reference, local, error) from error
+            raise self._without(reference, local, error) from None
         return str(answer["Descriptor"]["digest"])
 
     def pull(self, reference: str) -> None:
