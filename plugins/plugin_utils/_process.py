@@ -47,7 +47,8 @@ class Process:
 
     def end(self) -> None:
         """SIGKILL this very process and what it started, whatever became of its PID meanwhile."""
-        family = [self]
+        # Where it is gone, its PID may be another's by now, and so are that one's children.
+        family = [self] if self.state() in (RUNNING, STOPPED) else []
         for parent in family:
             family += [Process(self.boot, self.namespace, pid, start) for pid, start in _children(parent.pid)]
         for process in family:
