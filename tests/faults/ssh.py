@@ -98,7 +98,12 @@ def at_work(ground: Ground, step: str, image: str) -> tuple[Command, list[int]]:
 
 def acting(ground: Ground) -> list[int]:
     """Modules at work on a balancer, each with what it runs."""
-    return [pid for pid in ground.processes() if b"AnsiballZ" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for pid in ground.processes():
+        with suppress(OSError):
+            if b"AnsiballZ" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def connections(folder: Path) -> list[int]:
