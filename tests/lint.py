@@ -124,9 +124,10 @@ def refused(command: str, said: str) -> bool:
 
 
 def findings(said: str) -> str:
-    """What to show of a judge that said no: of ansible-test, which tells what it installs, only the errors."""
-    errors = [line for line in said.splitlines() if line.startswith(("ERROR: ", "FATAL: "))]
-    return "\n".join(errors) or said.rstrip()
+    """What to show of a judge that said no: of ansible-test, which tells what it installs, only the errors and what follows the last."""
+    lines = said.rstrip().splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith(("ERROR: ", "FATAL: "))]
+    return "\n".join([*(lines[number] for number in errors[:-1]), *lines[errors[-1]:]] if errors else lines)
 
 
 def main() -> int:
