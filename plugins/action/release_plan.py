@@ -119,10 +119,19 @@ def _result(definition: Definition, history: History, made: Plan) -> Result:
         **to_dict(made),
         "waves": [{step.kind: _step(made, step) for step in wave} for wave in made.waves],
         "next": max(history.next_release, made.target + 1),
+        "backend": _backend(definition, made),
         "balancers": [host for host in definition.balancers if host not in made.silent],
         "made": [to_dict(item) for item in instances],
         "folder": os.path.join(definition.state_dir, "last-words", f"{definition.name}-r{made.target}"),
     }
+
+
+def _backend(definition: Definition, made: Plan) -> Dict[str, Any]:
+    """What the plan does with the backend's options: another release brings its own, undoing it takes them back, all else leaves them."""
+    if made.outcome == "failed":
+        return {"options": None, "options_for": "former"}
+    brings = made.outcome == "live" and made.source != made.target and not made.again
+    return {"options": dict(definition.haproxy) if brings else None, "options_for": "new"}
 
 
 def _step(made: Plan, step: Step) -> Dict[str, Any]:

@@ -123,6 +123,13 @@ options:
         description: Further lines of the backend.
         type: list
         elements: str
+  options_for:
+    description:
+      - V(all) servers have O(options). With V(new) the servers that are there already keep what they had until they leave, and are not
+        judged by a health check that is not theirs. V(former) takes such a change back.
+    type: str
+    default: all
+    choices: [all, new, former]
   servers:
     description:
       - All servers of the backend. One that is not listed is drained and deregistered. Without this option the servers stay as they are.

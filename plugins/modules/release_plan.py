@@ -108,6 +108,10 @@ again:
   description: Whether this plan only puts a former run right, and the goal needs another one.
   returned: success
   type: bool
+backend:
+  description: The backend's options that the plan brings, if any, and which servers they are for.
+  returned: success
+  type: dict
 balancers:
   description: The balancers that the steps are carried out on, those that gave no answer left out.
   returned: success

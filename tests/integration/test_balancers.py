@@ -88,3 +88,14 @@ def test_a_balancer_over_ssh(site: Site, images: str, ssh: Dict[str, Any]) -> No
     assert site.release(release_image=f"{images}:v2").changed == 0
     broken = site.play("release", release_image=f"{images}:v3", fleet_check_timeout=3)
     assert broken.code != 0 and "answered 500" in broken.output and site.versions("web") == {"v2"}
+
+
+def test_another_health_check_never_judges_those_who_serve(site: Site, images: str) -> None:
+    site.release()
+    with Load(site.haproxy.url("web") + "/", rate=50) as load:
+        refused = site.play("release", release_image=f"{images}:v2", fleet_haproxy={"check": {"path": "/nowhere"}}, fleet_check_timeout=4)
+        assert refused.code != 0 and "L7STS" in refused.output
+        site.release(release_image=f"{images}:v2", fleet_haproxy={"check": {"path": "/"}})
+    assert load.result["failed"] == 0, load.result
+    assert site.versions("web") == {"v2"}
+    assert "elders" not in (site.haproxy.config_dir / "web.cfg").read_text()

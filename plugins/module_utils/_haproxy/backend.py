@@ -49,6 +49,7 @@ def read(name: str, states: str, stats: str) -> Tuple[Server, ...]:
     """The servers of a backend, from `show servers state NAME` and `show stat`, with the sessions of this process.
 
     up follows facts 1.3: the last check passed (3), health is full (rise+fall-1), the server runs (2), checks are on and not paused.
+    A server without a check is up as long as it runs.
     The whole table is filtered by backend and server, since a front end may bear the backend's name.
     """
     rows = statistics(name, stats)
@@ -63,7 +64,9 @@ def read(name: str, states: str, stats: str) -> Tuple[Server, ...]:
         found.append(Server(
             name=row[3], address=row[4], port=int(row[18]), id=int(row[2]), weight=weight,
             state="maint" if admin & 0x23 else "drain" if admin & 0x18 else "ready",
-            up=operation == 2 and verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in ("L4OK", "L6OK", "L7OK"),
+            up=operation == 2 and (
+                verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in ("L4OK", "L6OK", "L7OK") or not checking & 0x2
+            ),
             check="none" if not checking & 0x2 else "off" if not checking & 0x4 else check,
             sessions=int(stat.get("scur") or 0) + int(stat.get("qcur") or 0),
         ))
@@ -338,9 +341,11 @@ class Backend:
     def apply(
         self, servers: Optional[Sequence[Server]] = None, options: Optional[Mapping[str, Any]] = None, lease: Optional[Head] = None,
         live: Optional[int] = None, next_release: Optional[int] = None, adopt: bool = False, drain_timeout: float = 30,
-        wait_timeout: float = 60, on_progress: Callable[[str], None] = lambda text: None,
+        wait_timeout: float = 60, on_progress: Callable[[str], None] = lambda text: None, options_for: str = "all",
     ) -> Outcome:
         """Bring the backend to these servers and options; None leaves the ones that are there.
+
+        options_for: `all` servers, or only the `new` ones, or `former` for the options before that (see `fragments.turned`).
 
         A server that no check has spoken of is first staged at weight 0 and waited for, at most wait_timeout seconds. A server that
         is not listed is drained, at most drain_timeout seconds, and deregistered.
@@ -350,7 +355,7 @@ class Backend:
         deadline = 0.0
         while True:
             with files.locked(self.config_dir):
-                seen, target = self._begin(options, lease, adopt)
+                seen, target = self._begin(options, lease, adopt, options_for)
                 servers = target.servers if servers is None else servers
                 self._judge(servers, target, seen, lease)
                 target = replace(target, head=_headed(target.head, lease, live, next_release))
@@ -405,13 +410,13 @@ class Backend:
                 self._reload(info, text, outcome, present=False)
         return outcome
 
-    def _begin(self, options: Optional[Mapping[str, Any]], lease: Optional[Head], adopt: bool) -> Tuple[Seen, Fragment]:
+    def _begin(self, options: Optional[Mapping[str, Any]], lease: Optional[Head], adopt: bool, options_for: str) -> Tuple[Seen, Fragment]:
         """What there is: HAProxy's word, and the fragment, of which somebody else's backend has become one where it may."""
         seen = self.seen()
         current = self._fragment()
         if current is not None:
             admitted(self.name, self.host, current.head, lease, False)
-            current = replace(current, options=current.options if options is None else options)
+            current = fragments.turned(current, options, options_for)
         else:
             current = self._adopted(seen, options or {}, adopt)
         foreign = [server.name for server in seen.servers if server.name in current.adopted]

@@ -34,6 +34,7 @@ ARGUMENTS: Dict[str, Any] = {
     **PLACES,
     "state": {"type": "str", "default": "present", "choices": ["present", "observed", "absent"]},
     "options": {"type": "dict", "options": OPTIONS},
+    "options_for": {"type": "str", "default": "all", "choices": ["all", "new", "former"]},
     "servers": {"type": "list", "elements": "dict", "options": {
         "name": {"type": "str", "required": True},
         "address": {"type": "str", "required": True},
@@ -113,6 +114,7 @@ def _act(params: Mapping[str, Any], backend: Backend, lease: Optional[Head], che
     return backend.apply(
         servers, None if params["options"] is None else compact(params["options"]), lease, live=params["live"], next_release=params["next"],
         adopt=params["adopt"], drain_timeout=params["drain_timeout"], wait_timeout=params["wait_timeout"], on_progress=tell,
+        options_for=params["options_for"],
     )
 
 

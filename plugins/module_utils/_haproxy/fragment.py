@@ -73,6 +73,8 @@ class Fragment:
 
     stale names the worker (see `Info.identity`) that runs without the settings written here, so that a crash between writing and
     reloading is noticed: as long as that very process answers, a reload is due.
+    elders are the servers that were there before the options changed: they keep the `former` ones, and where the check is
+    another one, which may well take them down, no check judges them until they leave (see `turned`).
     """
 
     name: str
@@ -82,6 +84,8 @@ class Fragment:
     kept: Tuple[str, ...] = ()
     adopted: Mapping[str, str] = field(default_factory=dict, hash=False)
     stale: str = ""
+    elders: Tuple[str, ...] = ()
+    former: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Section:
 def render(fragment: Fragment) -> str:
     """The file's text. `parse(render(x)) == x` for what `mistakes` has nothing against."""
     options = {"options": dict(fragment.options), "stale": fragment.stale}
+    if fragment.elders:
+        options.update(elders=list(fragment.elders), former=dict(fragment.former))
     text = [
         _HEAD + json.dumps(to_dict(fragment.head), sort_keys=True),
         _OPTIONS + json.dumps(options, sort_keys=True),
@@ -121,12 +127,36 @@ def _server_lines(fragment: Fragment) -> List[str]:
         mark = f" # {server.state}" if server.state != "ready" else ""
         own = fragment.adopted.get(server.name)
         if own is None:
-            line = f"server {server.name} {address(server)} {tail(server, fragment.options)} weight {weight}"
+            words = tail(server, fragment.former if server.name in fragment.elders else fragment.options)
+            if server.name in fragment.elders and _checked(fragment.former) != _checked(fragment.options):
+                words = words.replace(" check ", " ", 1)
+            line = f"server {server.name} {address(server)} {words} weight {weight}"
         else:
             line = f"server {server.name} {own} id {server.id} weight {weight}"
             mark = f" {_ADOPTED} {server.address} {server.port}{mark}"
         made.append(line + (" disabled" if server.state == "maint" else "") + mark)
     return made
+
+
+def turned(fragment: Fragment, options: Optional[Mapping[str, Any]], whose: str) -> Fragment:
+    """The fragment with these options (None: those it has) for `all` its servers, or only for `new` ones, or with the `former` ones back.
+
+    A release may bring another health check, which its predecessor does not pass: judged by it, what serves would be taken down.
+    """
+    if whose == "former":
+        return replace(fragment, options=fragment.former, elders=(), former={}) if fragment.elders else fragment
+    if options is None or options == fragment.options:
+        return fragment
+    if whose == "all" or not fragment.servers:
+        return replace(fragment, options=options, elders=(), former={})
+    if fragment.elders:
+        return replace(fragment, options=options)
+    return replace(fragment, options=options, elders=tuple(server.name for server in fragment.servers), former=fragment.options)
+
+
+def _checked(options: Mapping[str, Any]) -> Tuple[Any, ...]:
+    """What decides on a check's verdict."""
+    return options.get("mode") or "http", tuple(_check_lines(options.get("check") or {}, set()))
 
 
 def settings(fragment: Fragment) -> List[str]:
@@ -264,7 +294,7 @@ def parse(text: str) -> Optional[Fragment]:
             kept.append(line)
     return Fragment(
         name=found[0].name, head=head, options=stored.get("options") or {}, servers=tuple(servers), kept=tuple(kept), adopted=adopted,
-        stale=stored.get("stale", ""),
+        stale=stored.get("stale", ""), elders=tuple(stored.get("elders") or ()), former=stored.get("former") or {},
     )
 
 
@@ -440,4 +470,8 @@ def with_servers(fragment: Fragment, servers: Sequence[Server]) -> Fragment:
         replace(server, up=False, check="", sessions=0, weight=server.weight if server.state == "ready" else 0) for server in servers
     )
     names = {server.name for server in bare}
-    return replace(fragment, servers=bare, adopted={key: value for key, value in fragment.adopted.items() if key in names})
+    elders = tuple(name for name in fragment.elders if name in names)
+    return replace(
+        fragment, servers=bare, adopted={key: value for key, value in fragment.adopted.items() if key in names},
+        elders=elders, former=fragment.former if elders else {},
+    )
