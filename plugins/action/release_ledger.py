@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import getpass
+import multiprocessing
 import os
 import socket
 import time
 from typing import Any, Dict, Mapping
 
-from ..module_utils._errors import InvalidError
+from ..module_utils._errors import InvalidError, LeaseError
 from ..module_utils._model import Definition, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import definition_of
@@ -51,8 +52,13 @@ class ActionModule(FleetAction):
         if self._task.check_mode:
             lease = Lease(definition.ledger, definition.name, 0, ledger.id, definition.state_dir)
         else:
-            # This is one task's worker; the run is the process that made it.
-            lease = ledger.acquire(definition.name, _who(task_vars), takeover=definition.takeover, pid=os.getppid())
+            # This is one task's worker; the run is the process that made it, and not whoever adopts it when that has ended.
+            maker = multiprocessing.parent_process()
+            run = maker.pid if maker and maker.pid else os.getppid()
+            lease = ledger.acquire(definition.name, _who(task_vars), takeover=definition.takeover, pid=run)
+            if os.getppid() != run:
+                ledger.give_back(lease)
+                raise LeaseError(f"fleet {definition.name}", f"the run that asked for it, process {run}, has ended", "Run it again")
             self.say(f"{definition.name}  lease {lease.fence} taken ({lease.holder})")
         # The result is for the tasks that follow; where the URL holds a password, nobody sees it printed.
         return {"changed": False, "lease": {**to_dict(lease), "monotonic": time.monotonic()}, "_ansible_no_log": ledger.has_password}
