@@ -405,8 +405,9 @@ def _is_well(scene: Scene, item: Instance) -> bool:
         return False
     if scene.history.entry is None:
         return sight.up == sight.listed and not sight.aside
-    # A crashed run leaves servers that have no traffic, are set aside or not yet up: the gate judges them.
-    return sight.up == sight.listed or not sight.weighted
+    # A crashed run leaves servers that have no traffic, drain or are not yet up: the gate judges them. What is in maintenance it would
+    # wait for in vain, since no check is made of that.
+    return sight.up == sight.listed or not (sight.weighted or sight.aside)
 
 
 def _rank(scene: Scene, item: Instance) -> tuple[bool, bool, int, str]:
@@ -480,9 +481,9 @@ def _row(scene: Scene, live: int, verb: str = "") -> Release:
 
 
 def _by_recency(scene: Scene, live: int, former: int = 0) -> list[Release]:
-    """All releases that were live, but the one that is: the latest first."""
+    """All releases that were live, but the one that is: the latest first, by their commits. Clocks may be set meanwhile."""
     rows = [row for row in scene.history.releases if row.status in ("live", "standby", "retired") and row.number != live]
-    return sorted(rows, key=lambda row: (row.number == former, row.finished, row.number), reverse=True)
+    return sorted(rows, key=lambda row: (row.number == former, row.committed, row.finished, row.number), reverse=True)
 
 
 def _standbys(scene: Scene, live: int, former: int = 0, without: frozenset[int] = frozenset()) -> frozenset[int]:

@@ -112,7 +112,7 @@ class MemoryLedger:
         self.clock += 1
         self._mark(entry.target, "live")
         size = self.plan.release.size if self.plan.release else self.releases[entry.target].size
-        self.releases[entry.target] = replace(self.releases[entry.target], finished=f"{self.clock:06}", size=size)
+        self.releases[entry.target] = replace(self.releases[entry.target], finished=f"{self.clock:06}", size=size, committed=self.clock)
 
     def _revert(self, entry: Entry) -> None:
         if "revert" in entry.records or entry.source == entry.target:

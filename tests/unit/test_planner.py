@@ -260,6 +260,12 @@ def test_where_a_rollback_goes(runs: list[str], target: int | None) -> None:
     assert (made.target if made.waves else None) == target
 
 
+def test_a_clock_that_was_set_back_changes_no_predecessor() -> None:
+    fleet = released("shop:1", "shop:2", "shop:3", keep=3)
+    fleet.ledger.releases[1] = replace(fleet.ledger.releases[1], finished="2099")
+    assert fleet.plan(Goal("rollback")).target == 2
+
+
 def test_rollback_to_a_release_of_which_nothing_is_left() -> None:
     made = released("shop:1", "shop:2", "shop:3").plan(Goal("rollback", to=1))
     assert told(made)[0] == "create r1-1 r1-2"
@@ -319,6 +325,16 @@ def test_heal_replaces_what_is_not_well(mishap: str, reason: str) -> None:
     assert told(made)[0] == "create r1-3" and made.reasons == (reason,)
     fleet.run(Goal("heal"))
     assert {name for _host, name in fleet.site.boxes} == {"web-r1-2", "web-r1-3"} == set(fleet.site.balancers[0].lines)
+
+
+def test_a_heal_that_was_killed_does_not_wait_for_what_is_in_maintenance() -> None:
+    fleet = released("shop:1")
+    line = fleet.site.balancers[0].lines["web-r1-1"]
+    line.server = replace(line.server, state="maint")
+    crashed(fleet, Goal("heal"), "before create")
+    line.checked = False  # HAProxy makes no checks there
+    made = told(fleet.plan(Goal("heal")))
+    assert made[0] == "create r1-3" and made[-1] == "destroy r1-1"
 
 
 def test_heal_puts_a_balancer_right_that_forgot_everything() -> None:
