@@ -17,6 +17,7 @@ import io
 import ipaddress
 import json
 import tarfile
+import time
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -54,6 +55,7 @@ from .base import Blueprint
 __all__ = ["OPTIONS", "DockerProvider", "connect", "mistakes", "settle", "shape"]
 
 NETWORK = "phoenix"
+NETWORK_PATIENCE = 3  # seconds for a network that another run is making
 LOG_LINES = 50
 
 
@@ -414,8 +416,12 @@ class DockerProvider:
             labels = {LABEL + "network": name}
             engine.call(f"creating network {name}", "create_network", name, driver="bridge", ipam=ipam, check_duplicate=True, labels=labels)
         except Refusal as error:
-            if error.status != 409:  # somebody else was quicker
-                raise
+            # Somebody else was quicker, or is about to be: an engine takes the subnet before it can name the network.
+            deadline = time.monotonic() + NETWORK_PATIENCE
+            while error.status != 409 and not engine.maybe(f"looking at network {name}", "inspect_network", name):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def _write_secrets(
         self, engine: Engine, fleet: str, release: int, blueprint: Blueprint, options: Mapping[str, Any], image: Mapping[str, Any],
