@@ -66,8 +66,8 @@ class Server:
     """A line of a backend, desired or observed.
 
     state: ready, drain, maint. weight: 0 to 256. id: HAProxy's numeric id, the same on every balancer.
-    up, check and sessions are observed only: up means that HAProxy's own checks have fully passed
-    (facts: rise+fall-1 of health), sessions counts current and queued ones in every HAProxy process.
+    up, steady, check and sessions are observed only: up means that HAProxy's own checks have fully passed (facts: rise+fall-1 of
+    health), steady is false between two verdicts, sessions counts current and queued ones in every HAProxy process.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Server:
     weight: int = 0
     state: str = "ready"
     up: bool = False
+    steady: bool = True
     check: str = ""
     sessions: int = 0
 

@@ -162,6 +162,9 @@ options:
         type: str
         default: ready
         choices: [ready, drain, maint]
+      steady:
+        description: Ignored; it is there so that an observed server can be listed as it is.
+        type: bool
       up:
         description: Ignored, so that RV(balancer) can be handed back.
         type: bool

@@ -35,8 +35,10 @@ def plan_lines(definition: Definition, history: History, plan: Plan) -> Lines:
     elif plan.outcome == "live":
         arrow = f"{_title(source)} -> {_title(target)}" if source and source != target else _title(target)
         head = f"{arrow} ({short(target.digest)})" if target else arrow
-    else:
+    elif any(step.kind == "destroy" for wave in plan.waves for step in wave):
         head = f"{_title(target)} is taken away" + (f", {_title(source)} stays" if source else "")
+    else:
+        head = f"{_title(target)} gets no traffic" + ("" if source else ", its instances stay to be looked at")
     return [head] + ([f"why: {'; '.join(plan.reasons)}"] if plan.reasons else [])
 
 

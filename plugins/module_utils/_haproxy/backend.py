@@ -37,6 +37,7 @@ MASTER_SOCKET = "/run/haproxy-master.sock"
 UNJUDGED = ("", "INI", "off")
 """Words for a check that has not spoken yet: HAProxy sends traffic to such a server, dead or alive (facts 1.3)."""
 
+VERDICT_PATIENCE = 3.0
 RELOAD_PATIENCE = 60.0
 CUT_PATIENCE = 5.0
 ROUNDS = 20
@@ -61,12 +62,13 @@ def read(name: str, states: str, stats: str) -> Tuple[Server, ...]:
         operation, admin, weight, verdict, health, checking = (int(row[index]) for index in (5, 6, 7, 11, 12, 13))
         full = int(stat.get("check_rise") or 0) + int(stat.get("check_fall") or 0) - 1
         check = (stat.get("check_status") or "").replace("* ", "")
+        up = operation == 2 and (
+            verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in ("L4OK", "L6OK", "L7OK") or not checking & 0x2
+        )
         found.append(Server(
             name=row[3], address=row[4], port=int(row[18]), id=int(row[2]), weight=weight,
             state="maint" if admin & 0x23 else "drain" if admin & 0x18 else "ready",
-            up=operation == 2 and (
-                verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in ("L4OK", "L6OK", "L7OK") or not checking & 0x2
-            ),
+            up=up, steady=up or operation == 0,
             check="none" if not checking & 0x2 else "off" if not checking & 0x4 else check,
             sessions=int(stat.get("scur") or 0) + int(stat.get("qcur") or 0),
         ))
@@ -264,13 +266,18 @@ class Backend:
 
     # Observing
 
-    def observe(self) -> Balancer:
+    def observe(self, patience: float = 0.0) -> Balancer:
         """The backend as it is now. Servers of a backend without our head, and adopted ones, are strangers.
 
-        A server that the fragment lists and HAProxy does not have, after a kill for example, is shown in state maint.
+        A server that the fragment lists and HAProxy does not have, after a kill for example, is shown in state maint. patience:
+        seconds to wait while a server with traffic is between two verdicts: one check that was missed on a busy machine is none.
         """
+        deadline = time.monotonic() + patience
         current = self._fragment()
         seen = self.seen()
+        while any(server.weight and not server.steady for server in seen.servers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            seen = self.seen()
         told: Dict[str, Any] = {
             "host": self.host, "version": seen.info.version, "pid": seen.info.pid, "requests": seen.requests, "failures": seen.failures,
         }

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from .._errors import FleetError, InvalidError, UnreachableError
 from .._model import Head, Server, from_dict, to_dict
-from .backend import Backend, Outcome, standing
+from .backend import VERDICT_PATIENCE, Backend, Outcome, standing
 from .fragment import OPTIONS
 
 PLACES: Dict[str, Any] = {
@@ -43,6 +43,7 @@ ARGUMENTS: Dict[str, Any] = {
         "weight": {"type": "int", "default": 100},
         "state": {"type": "str", "default": "ready", "choices": ["ready", "drain", "maint"]},
         "up": {"type": "bool"},
+        "steady": {"type": "bool"},
         "check": {"type": "str"},
         "sessions": {"type": "int"},
     }},
@@ -94,7 +95,7 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
     return {
         "changed": outcome.changed and params["state"] != "observed",
         "actions": outcome.actions,
-        "balancer": to_dict(backend.observe()),
+        "balancer": to_dict(backend.observe(VERDICT_PATIENCE if params["state"] == "observed" else 0.0)),
         "diff": {"before": outcome.before or "", "after": outcome.after, "before_header": backend.path, "after_header": backend.path},
     }
 
