@@ -76,8 +76,11 @@ def attempt(fleet: Unlucky, goal: Goal) -> str:
 
 def owed(fleet: Unlucky, goal: Goal) -> int:
     """How many instances serve now on the balancer that has the fewest, or how many will do."""
-    if goal.verb == "retire" or (fleet.ledger.entry and fleet.ledger.entry.verb == "retire"):
+    entry = fleet.ledger.entry
+    if goal.verb == "retire" or (entry and entry.verb == "retire"):
         return 0
+    if entry and not entry.source and "revert" in entry.records:
+        return 0  # a first release that was rejected goes out of traffic, and there is nothing to go back to
     now = min(sum(line.takes_traffic and fleet.site.answers(line.server) for line in item.lines.values()) for item in fleet.site.balancers)
     sizes = [row.size for row in fleet.ledger.releases.values() if row.status in ("live", "open")]
     return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
