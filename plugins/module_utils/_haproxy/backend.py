@@ -82,6 +82,14 @@ def statistics(name: str, text: str) -> Dict[str, Mapping[str, str]]:
     return {row["svname"]: row for row in csv.DictReader(io.StringIO(text[2:].strip())) if row["pxname"] == name}
 
 
+def idle_connections(text: str) -> int:
+    """How many clients are connected in `show stat` without a request under way: those of the front ends less those of the backends."""
+    current: Counter[str] = Counter()
+    for row in csv.DictReader(io.StringIO(text[2:].strip())):
+        current[row["svname"]] += int(row["scur"] or 0)
+    return max(0, current["FRONTEND"] - current["BACKEND"])
+
+
 def counters(row: Mapping[str, str]) -> Tuple[int, int]:
     """Requests and failures of a backend since its process started: of HTTP its 5xx, of TCP connections that were not made."""
     total, failed = ("stot", "econ") if row.get("mode") == "tcp" else ("req_tot", "hrsp_5xx")
@@ -304,18 +312,23 @@ class Backend:
         )
 
     def _elsewhere(self, info: Info, servers: Sequence[Server]) -> Mapping[str, int]:
-        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections."""
+        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections.
+
+        A client's idle connection to such a process counts for every server that the process knows: its next request is answered by
+        that process, which cannot be told of new weights, and may go to any of them (seen: 503 once the instance was stopped).
+        """
         if not self.client.master_path:
             found = files.connections(info.pid, [(server.address, server.port) for server in servers])
             return {server.name: found.get((server.address, server.port), 0) for server in servers}
         count: Counter[str] = Counter()
         for pid in self.client.processes().workers:
             if pid != info.pid:
-                stats = self.client.master(f"@!{pid} show stat -1 4 -1")
+                stats = self.client.master(f"@!{pid} show stat -1 7 -1")
                 if "Can't find the target PID" in stats:
                     continue  # it has ended meanwhile
+                idle = idle_connections(stats)
                 for name, row in statistics(self.name, stats).items():
-                    count[name] += int(row["scur"] or 0) + int(row["qcur"] or 0)
+                    count[name] += int(row["scur"] or 0) + int(row["qcur"] or 0) + idle
         return count
 
     def _fragment(self) -> Optional[Fragment]:
