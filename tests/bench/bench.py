@@ -178,7 +178,9 @@ def prepare(methods: list[str]) -> None:
     """A virtual environment with the PyPI package `ansible`, as a user has it, for the playbook with loops."""
     python = VENV / "bin/python"
     wanted = "import docker, requests, ansible_collections.community.docker"
-    if any("loops" in method for method in methods) and subprocess.run([python, "-c", wanted], capture_output=True, check=False).returncode:
+    if not any("loops" in method for method in methods):
+        return
+    if not python.exists() or subprocess.run([python, "-c", wanted], capture_output=True, check=False).returncode:
         print(f"Installing ansible from PyPI into {VENV.relative_to(ROOT)}")
         run(sys.executable, "-m", "venv", VENV)
         run(python, "-m", "pip", "install", "--quiet", "ansible==12.*", "docker", "requests")

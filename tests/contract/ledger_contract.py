@@ -491,7 +491,7 @@ class LedgerContract:
 
     # The chain
 
-    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
     @given(number=st.integers(1, 8), harm=st.sampled_from(
         ["delete", "insert", "forge", "number", "entry", "record", "reason", "data", "fence", "at", "hash", "swap"]))
     def test_a_changed_record_is_found(self, place: Place, number: int, harm: str) -> None:
@@ -585,7 +585,7 @@ class LedgerContract:
         assert status in (0, signal.SIGKILL), "the act failed: see its words above"
         return status != 0
 
-    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
     @given(verbs=st.lists(st.sampled_from(VERBS), max_size=25))
     def test_any_sequence_leaves_a_history_that_makes_sense(self, place: Place, verbs: list[str]) -> None:
         ledger = Ledger(*place)

@@ -197,7 +197,7 @@ def test_another_instance_of_the_same_name_is_not_taken_for_it(service: Service)
 
 
 def test_a_container_that_crashes_is_told_with_its_exit_code_and_log(images: str) -> None:
-    options = {"network": "checks-test", "subnet": "10.214.7.0/24", "command": ["/bin/busybox", "sh", "-c", SCRIPT]}
+    options = {"network": "checks-test", "subnet": "10.214.7.0/24", "command": ["/bin/sh", "-c", SCRIPT]}
     provider = connect(options)
     image: Image = provider.image(f"{images}:v1")
     pool = provider.pools("checks-test", 8080, ["local"])[0]

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -201,15 +202,22 @@ def test_an_inventory_without_hosts_is_an_error(tmp_path: Path) -> None:
         assert refused.rc != 0 and "neither of the groups balancers and engines" in refused.said, refused.said
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for sockets, whose paths have at most 107 bytes: pytest's own folders are too deep for an engine's."""
+    with tempfile.TemporaryDirectory(prefix="phoenix-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dockerd", path=SYSTEM_PATH), reason="needs dockerd, and root to start it")
-def test_an_engine_is_started_where_none_answers(tmp_path: Path) -> None:
+def test_an_engine_is_started_where_none_answers(short_path: Path) -> None:
     host = {
         **HERE,
-        "docker_engine_socket": f"{tmp_path}/docker.sock", "docker_engine_config": f"{tmp_path}/daemon.json",
-        "docker_engine_pidfile": f"{tmp_path}/pid", "docker_engine_log": f"{tmp_path}/log",
-        "docker_engine_options": [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", "--bridge=none", "--iptables=false"],
+        "docker_engine_socket": f"{short_path}/docker.sock", "docker_engine_config": f"{short_path}/daemon.json",
+        "docker_engine_pidfile": f"{short_path}/pid", "docker_engine_log": f"{short_path}/log",
+        "docker_engine_options": [f"--data-root={short_path}/data", f"--exec-root={short_path}/exec", "--bridge=none", "--iptables=false"],
     }
-    inventory = tmp_path / "inventory.yml"
+    inventory = short_path / "inventory.yml"
     inventory.write_text(json.dumps({"engines": {"hosts": {"engine1": host}}}))
     # In a network of its own: a dockerd without a bridge removes docker0, whosever it is (seen with 20.10).
     arguments: dict[str, Any] = {"inventory": inventory, "variables": {"__docker_engine_init": "by_hand"}, "apart": ["unshare", "--net"]}
@@ -219,7 +227,7 @@ def test_an_engine_is_started_where_none_answers(tmp_path: Path) -> None:
         again = play("hosts", **arguments)
         assert again.rc == 0 and again.changed == 0 and "is left alone" in again.said, again.said
     finally:
-        end(tmp_path / "pid", "dockerd")
+        end(short_path / "pid", "dockerd")
 
 
 def test_init_never_overwrites(tmp_path: Path) -> None:
@@ -234,7 +242,7 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
     assert play("init", variables={"init_dir": str(folder)}).changed == 0
 
 
-def test_the_lab_comes_once_and_goes(tmp_path: Path) -> None:
+def test_the_lab_comes_once_and_goes(short_path: Path) -> None:
     docker = pytest.importorskip("docker")
     try:
         engine = docker.from_env()
@@ -243,17 +251,17 @@ def test_the_lab_comes_once_and_goes(tmp_path: Path) -> None:
         pytest.skip("no Docker engine answers")
     if engine.networks.list(names=["^phoenix-lab$"]) or engine.images.list("phoenix-sample"):
         pytest.skip("a lab is in use on this machine")
-    variables = {"lab_dir": str(tmp_path / "lab"), "lab_port": free_port()}
+    variables = {"lab_dir": str(short_path / "lab"), "lab_port": free_port()}
     try:
         first = play("lab", variables=variables)
         assert first.rc == 0, first.said
         eventually(lambda: status(variables["lab_port"]) == 503, "the lab's HAProxy answers")
         again = play("lab", variables=variables)
         assert again.rc == 0 and again.changed == 0, again.said
-        taken = play("lab", variables={**variables, "lab_dir": str(tmp_path / "other")})
+        taken = play("lab", variables={**variables, "lab_dir": str(short_path / "other")})
         assert taken.rc != 0 and "Something else answers" in taken.said, taken.said
     finally:
         gone = play("lab", variables={**variables, "lab_state": "absent"})
     assert gone.rc == 0, gone.said
-    assert status(variables["lab_port"]) == 0 and not (tmp_path / "lab").exists() and not engine.images.list("phoenix-sample")
+    assert status(variables["lab_port"]) == 0 and not (short_path / "lab").exists() and not engine.images.list("phoenix-sample")
     assert play("lab", variables={**variables, "lab_state": "absent"}).changed == 0
