@@ -76,10 +76,3 @@ def _login() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a user that nobody has named
         return str(os.getuid())
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in a container
-        return str(os.getuid())
