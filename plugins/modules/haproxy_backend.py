@@ -41,7 +41,7 @@ options:
       balance:
         description:
           - The algorithm, V(roundrobin) by default. It must take servers at run time, so V(static-rr) is refused, and one that hashes gets
-            C(hash-type consistent).
+            C(hash-type consistent). Such a line in O(options.options), with another function for example, takes its place.
         type: str
       check:
         description: HAProxy's own check of every server. Without C(path) it is a TCP connection.

@@ -31,6 +31,7 @@ from ansible.errors import AnsibleError
 
 from ..module_utils import _checks
 from ..module_utils._errors import InvalidError, RefusedError
+from ..module_utils._haproxy import fragment as _fragment
 from ..module_utils._model import Definition, Goal, from_dict, to_dict
 
 VERBS = ("release", "rollback", "scale", "heal", "retire", "status", "hosts")
@@ -56,10 +57,7 @@ _SECONDS = {"type": "int", "range": (0, 86400), "noun": "a number of seconds"}
 
 HAPROXY: Dict[str, Dict[str, Any]] = {
     "mode": {"type": "str", "choices": ["http", "tcp"], "default": "http"},
-    "balance": {
-        "type": "str", "default": "roundrobin", "pattern": r"[a-z_-]+(\([^\s()'\"\\#]*\))?( [A-Za-z0-9_./()-]+)*",
-        "noun": "an algorithm of HAProxy", "remedy": "write roundrobin, leastconn, random or first",
-    },
+    "balance": {"type": "str", "default": "roundrobin"},
     "check": {"type": "dict", "options": {
         "path": {
             "type": "str", "pattern": _checks.PATH.pattern, "noun": "a path",
@@ -81,7 +79,7 @@ HAPROXY: Dict[str, Dict[str, Any]] = {
     }},
     "cookie": _COOKIE,
     "timeouts": {"type": "dict", "default": {}, "options": {
-        name: _TIME for name in ("connect", "server", "queue", "check", "tunnel", "server_fin", "http_keep_alive", "http_request")
+        name: _TIME for name in _fragment.TIMEOUTS
     }},
     "options": {"type": "list", "elements": "str", "default": [], "separator": "\n"},
 }
@@ -143,8 +141,6 @@ OWN = tuple(SPEC) + tuple(name for spec in GOALS.values() for name in spec)
 
 _PREFIXES = r"(fleet|release|rollback|scale|retire)_"
 
-_DYNAMIC = ("roundrobin", "leastconn", "random", "first")
-_HASHED = ("source", "uri", "url_param", "hdr", "hash", "rdp-cookie")
 _OURS = {
     "server": "the servers are the release's own",
     "server-template": "the servers are the release's own",
@@ -154,10 +150,7 @@ _OURS = {
     "balance": "write fleet_haproxy.balance",
     "timeout": "write fleet_haproxy.timeouts",
     "cookie": "write fleet_haproxy.cookie",
-    **dict.fromkeys((
-        "global", "defaults", "frontend", "backend", "listen", "peers", "userlist", "resolvers", "mailers", "program", "cache", "ring",
-        "http-errors", "fcgi-app", "log-forward", "log-profile", "crt-store", "traces", "acme",
-    ), "it would begin another section"),
+    **dict.fromkeys(_fragment.SECTIONS, "it would begin another section"),
 }
 """Lines of a backend that are not the user's, and why."""
 
@@ -338,17 +331,10 @@ def _haproxy_mistakes(haproxy: Mapping[str, Any], found: List[str]) -> None:
             found.append(f"{where}: {_shown(line)} cannot stand here; {_OURS[word]}")
         elif word.startswith(("#", ".")):
             found.append(f"{where}: {_shown(line)} cannot stand here; write no comments and no directives")
-    balance = haproxy.get("balance")
-    algorithm = re.match("[a-z_-]*", balance or "").group()  # type: ignore[union-attr]
-    consistent = any(line is not None and line.split()[:2] == ["hash-type", "consistent"] for line in lines)
-    if algorithm in _HASHED and not consistent:
-        found.append(
-            f"fleet_haproxy.balance: {_shown(balance)} takes no new servers while HAProxy runs; "
-            "add the line 'hash-type consistent' to fleet_haproxy.options"
-        )
-    elif algorithm and algorithm not in _DYNAMIC + _HASHED:
-        cause = "takes no new servers while HAProxy runs" if algorithm == "static-rr" else "is no algorithm of HAProxy"
-        found.append(f"fleet_haproxy.balance: {_shown(balance)} {cause}; write {', '.join(_DYNAMIC[:-1])} or {_DYNAMIC[-1]}")
+    balance = haproxy.get("balance") or ""
+    wrong = _fragment.balance_mistake(balance, [line for line in lines if line is not None])
+    if wrong:
+        found.append(f"fleet_haproxy.balance: {_shown(balance)} {wrong}")
     check = haproxy.get("check")
     if check and check.get("status") is not None and _checks.ranges(check["status"]) is None:
         found.append(f"fleet_haproxy.check.status: {_shown(check['status'])} is no status; write 200, [200, 204] or 200-399")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import fragment as fragments
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, to_dict
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _definition as definition
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import (
@@ -91,9 +92,25 @@ def test_haproxy_does_not_ask_in_plain_http_what_speaks_tls() -> None:
     assert defined(fleet_checks=checks, fleet_haproxy={"server": {"ssl": True}}).haproxy["check"]["path"] == "/health"
 
 
-def test_an_algorithm_that_hashes_is_taken_where_it_is_consistent() -> None:
+@pytest.mark.parametrize("balance", [
+    "roundrobin", "leastconn", "random(2)", "first", "source", "uri depth 3", "url_param id check_post", "hdr(Cookie) use_domain_only",
+    "rdp-cookie(mstshash)", "hash path,word(1,/)",
+])
+def test_what_the_definition_says_of_the_algorithm_the_backend_takes(balance: str) -> None:
+    haproxy = defined(fleet_haproxy={"balance": balance}).haproxy
+    assert fragments.mistakes("web", (), haproxy) == []
+    hashed = balance.split()[0].split("(")[0] in ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash")
+    stated = fragments.settings(fragments.Fragment("web", options=haproxy))
+    about = [line for line in stated if line.startswith(("balance", "hash-type"))]
+    assert about == [f"balance {balance}", *(["hash-type consistent"] if hashed else [])]
+
+
+def test_a_hash_type_of_the_users_own_takes_the_place_of_ours() -> None:
     lines = "hash-type consistent sdbm\nhttp-reuse safe\n"
-    assert defined(fleet_haproxy={"balance": "url_param id", "options": lines}).haproxy["options"] == lines.split("\n")[:-1]
+    haproxy = defined(fleet_haproxy={"balance": "url_param id", "options": lines}).haproxy
+    assert haproxy["options"] == lines.split("\n")[:-1]
+    stated = fragments.settings(fragments.Fragment("web", options=haproxy))
+    assert [line for line in stated if line.startswith("hash-type")] == ["hash-type consistent sdbm"]
 
 
 def test_an_image_for_one_run_takes_the_place_of_the_defined_one() -> None:
@@ -132,13 +149,13 @@ def test_an_image_for_one_run_takes_the_place_of_the_defined_one() -> None:
     ({"fleet_haproxy": {"server": {"tls": True}}}, None),
     ({"fleet_haproxy": {"inter": 2}}, "fleet_haproxy.inter: 2 is not a time of HAProxy; write it with its unit, such as 500ms or 2s"),
     ({"fleet_haproxy": {"balance": "static-rr"}}, (
-        "fleet_haproxy.balance: static-rr takes no new servers while HAProxy runs; write roundrobin, leastconn, random or first"
+        "fleet_haproxy.balance: static-rr takes no new servers while HAProxy runs; write roundrobin, leastconn, random, first, "
+        "or one that hashes: source, uri, url_param, hdr, rdp-cookie or hash"
     )),
-    ({"fleet_haproxy": {"balance": "source"}}, (
-        "fleet_haproxy.balance: source takes no new servers while HAProxy runs; "
-        "add the line 'hash-type consistent' to fleet_haproxy.options"
+    ({"fleet_haproxy": {"balance": "source", "options": ["hash-type map-based"]}}, (
+        "fleet_haproxy.balance: source takes no new servers while HAProxy runs with another hash-type than consistent; leave that line out"
     )),
-    ({"fleet_haproxy": {"balance": "hdr(Cookie)"}}, None),
+    ({"fleet_haproxy": {"balance": "url-param id"}}, None),
     ({"fleet_haproxy": {"balance": "roundrobin\nserver evil 1.2.3.4"}}, None),
     ({"fleet_haproxy": {"check": {"path": "/x y"}}}, None),
     ({"fleet_haproxy": {"check": {"host": "a\r\nb"}}}, None),

@@ -33,7 +33,7 @@ def servers(draw: st.DrawFn) -> tuple[Server, ...]:
 
 options = st.fixed_dictionaries({}, optional={
     "mode": st.sampled_from(["http", "tcp"]),
-    "balance": st.sampled_from(["roundrobin", "leastconn", "source", "hdr(x-user)", "random(2)"]),
+    "balance": st.sampled_from(["roundrobin", "leastconn", "source", "hdr(x-user)", "url_param id", "random(2)"]),
     "check": st.fixed_dictionaries({"path": st.just("/health")}, optional={"status": st.sampled_from([200, [200, 204], "200-399"])}),
     "inter": st.sampled_from(["100ms", "1s", "2m"]),
     "rise": st.integers(1, 5),
@@ -150,7 +150,8 @@ def test_a_bad_server_is_named(server: Server, word: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [
-    {"balance": "static-rr"}, {"balance": "roundrobin\nserver x"}, {"inter": "1"}, {"inter": "soon"}, {"rise": 0}, {"mode": "udp"},
+    {"balance": "static-rr"}, {"balance": "roundrobin\nserver x"}, {"balance": "source", "options": ["hash-type map-based"]},
+    {"inter": "1"}, {"inter": "soon"}, {"rise": 0}, {"mode": "udp"},
     {"bogus": 1}, {"timeouts": {"server": "5"}}, {"check": {"path": "health"}}, {"check": {"path": "/a b"}}, {"check": {"status": "ok"}},
     {"options": ["server x 192.0.2.1"]}, {"options": ["backend y"]}, {"options": ["a\nb"]},
     {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "SRV"},

@@ -32,6 +32,7 @@ TIME = re.compile(r"([1-9][0-9]*)(us|ms|s|m|h|d)")
 WORD = re.compile(r"[^\s\x00-\x1f\x7f'\"\\#$;]+")
 DYNAMIC = ("roundrobin", "leastconn", "random", "first")
 HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash")
+_BALANCE = re.compile(r"([a-z_-]+)(\([^\s\x00-\x1f\x7f()'\"\\#]*\))?( +[^\s\x00-\x1f\x7f'\"\\#$;]+)*")
 SECTIONS = (
     "global", "defaults", "frontend", "backend", "listen", "userlist", "peers", "resolvers", "mailers", "program", "http-errors", "ring",
     "cache", "fcgi-app", "log-forward", "log-profile", "crt-store", "traces", "acme",
@@ -170,8 +171,7 @@ def settings(fragment: Fragment) -> List[str]:
     timeouts = options.get("timeouts") or {}
     made = [f"mode {mode}"]
     made += [f"balance {options['balance']}"] if options.get("balance") else _unless(kept, ["balance roundrobin"])
-    algorithm = re.match("[a-z-]*", options.get("balance") or "").group()  # type: ignore[union-attr]
-    if algorithm in HASHED:
+    if algorithm(options.get("balance") or "") in HASHED:
         made += _unless(kept, ["hash-type consistent"])
     for name, standard in (("connect", "5s"), ("server", "60s"), ("queue", "30s"), ("check", "2s")):
         made += [f"timeout {name} {timeouts[name]}"] if timeouts.get(name) else _unless(kept, [f"timeout {name} {standard}"])
@@ -391,6 +391,30 @@ def _own_words(words: Sequence[str]) -> str:
 # Judging
 
 
+def algorithm(balance: str) -> str:
+    """The algorithm in what is written after `balance`, without its arguments; empty where that is none."""
+    found = _BALANCE.fullmatch(balance)
+    return found.group(1) if found else ""
+
+
+def balance_mistake(balance: str, lines: Sequence[str] = ()) -> str:
+    """What is wrong with an algorithm and what to write instead; empty where nothing is. lines are the backend's further ones.
+
+    It must take servers at run time (facts 1.1), as an algorithm that hashes does with `hash-type consistent`. That line is ours to add,
+    so that nobody has to know of it; a line of the user's own, with another function for example, takes its place.
+    """
+    name = algorithm(balance)
+    if not balance or name in DYNAMIC:
+        return ""
+    if name not in HASHED:
+        cause = "takes no new servers while HAProxy runs" if name == "static-rr" else "is no algorithm of HAProxy"
+        return f"{cause}; write {', '.join(DYNAMIC)}, or one that hashes: {', '.join(HASHED[:-1])} or {HASHED[-1]}"
+    types = [line.split()[1:2] for line in lines if line.split()[:1] == ["hash-type"]]
+    if types and types[-1] != ["consistent"]:
+        return "takes no new servers while HAProxy runs with another hash-type than consistent; leave that line out"
+    return ""
+
+
 def mistakes(name: str, servers: Sequence[Server], options: Mapping[str, Any], version: Tuple[int, int] = (2, 6)) -> List[str]:
     """One line for everything that HAProxy would not take, or would take for something else."""
     found = [] if NAME.fullmatch(name) else [f"name: {name!r} is no name of a backend; use letters, digits, _ . : and -"]
@@ -435,11 +459,9 @@ def _setting_mistakes(options: Mapping[str, Any]) -> List[str]:
     found: List[str] = []
     if options.get("mode") not in (None, "http", "tcp"):
         found.append(f"mode: {options['mode']!r}; write http or tcp")
-    balance = options.get("balance")
-    if balance:
-        algorithm = re.match("[a-z-]*", balance).group()  # type: ignore[union-attr]
-        if algorithm not in DYNAMIC + HASHED or re.search(r"[\x00-\x1f'\"\\#]", balance):
-            found.append(f"balance: {balance!r} takes no servers at run time; write {', '.join(DYNAMIC + HASHED)}")
+    wrong = balance_mistake(options.get("balance") or "", options.get("options") or ())
+    if wrong:
+        found.append(f"balance: {options['balance']!r} {wrong}")
     times = {"inter": options.get("inter"), **{f"timeouts.{key}": value for key, value in (options.get("timeouts") or {}).items()}}
     found += [f"{key}: {value!r} is no time; write it with its unit, such as 500ms or 2s" for key, value in times.items()
               if value is not None and not TIME.fullmatch(str(value))]
