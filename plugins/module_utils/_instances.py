@@ -39,12 +39,12 @@ ARGUMENTS: Dict[str, Any] = {
 
 def connect(provider: str, options: Mapping[str, Any]) -> Provider:
     """The provider of that name. Raises InvalidError where this version has none, or the options have mistakes."""
+    # Named here and not looked up, so that Ansible finds the files when it packs the module for a host.
     if provider == "docker":
-        # Named here and not looked up, so that Ansible finds the file when it packs the module for a host.
         from ._providers import docker
 
         return docker.connect(options)
-    raise InvalidError([f"fleet_provider: {provider} is not available in this version; use docker"])
+    raise InvalidError([f"fleet_provider: {provider} is not available in this version"])
 
 
 def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], None]) -> Dict[str, Any]:

@@ -36,7 +36,6 @@ from ..module_utils._model import Definition, Goal, from_dict, to_dict
 
 VERBS = ("release", "rollback", "scale", "heal", "retire", "status", "hosts")
 CHANGING = ("release", "rollback", "scale", "heal", "retire")
-PROVIDERS = ("docker", "proxmox", "libvirt")
 MASK = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
 
 Spec = Mapping[str, Any]
@@ -174,7 +173,7 @@ def define(
     if _is_set(raw.get("release_image")):
         raw["fleet_image"] = raw["release_image"]
     found += unknown(raw, OWN)
-    values = {key: _value(key, raw.get(key), spec, found) for key, spec in SPEC.items()}
+    values = {key: _value(key, raw.get(key), _spec_for(raw, key, spec), found) for key, spec in SPEC.items()}
     if not _is_set(raw.get("fleet_name")):
         values["fleet_name"] = _value("fleet_name", name, SPEC["fleet_name"] | {"required": True}, found)
     provider = values["fleet_provider"]
@@ -296,7 +295,7 @@ def _provider_mistakes(name: str, values: Mapping[str, Any], found: List[str]) -
         return {}
     module = provider_module(name)
     if module is None:
-        found.append(f"fleet_provider: {name} is not available in this version; write docker")
+        found.append(f"fleet_provider: {name} is not available in this version; write {_either(available())}")
         return {}
     options = values[f"fleet_{name}"]
     if options is None:
@@ -306,8 +305,23 @@ def _provider_mistakes(name: str, values: Mapping[str, Any], found: List[str]) -
     return dict(options)
 
 
+def _spec_for(raw: Mapping[str, Any], key: str, spec: Spec) -> Spec:
+    """What an image is depends on the provider: its module says it as `IMAGE`, a noun and a remedy. Without one it is a container's."""
+    name = raw.get("fleet_provider")
+    if key != "fleet_image" or not isinstance(name, str) or name.strip() not in PROVIDERS:
+        return spec
+    return {**spec, **getattr(provider_module(name.strip()), "IMAGE", {})}
+
+
+def available() -> List[str]:
+    """The providers that this version has."""
+    return [name for name in PROVIDERS if provider_module(name) is not None]
+
+
 def provider_module(name: str) -> Any:
-    """The module of a provider (`OPTIONS`, `mistakes`, `shape`, `connect`), loaded when it is needed; None where this version has none."""
+    """The module of a provider (`OPTIONS`, `mistakes`, `shape`, `connect`; `IMAGE` where its images are not a container's), loaded when it
+    is needed; None where this version has none.
+    """
     try:
         return importlib.import_module(f"..module_utils._providers.{name}", __package__)
     except ModuleNotFoundError as error:
