@@ -32,6 +32,7 @@ from ansible.errors import AnsibleError
 from ..module_utils import _checks
 from ..module_utils._errors import InvalidError, RefusedError
 from ..module_utils._haproxy import fragment as _fragment
+from ..module_utils._instances import PROVIDERS
 from ..module_utils._model import Definition, Goal, from_dict, to_dict
 
 VERBS = ("release", "rollback", "scale", "heal", "retire", "status", "hosts")
