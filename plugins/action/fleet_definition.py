@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Mapping
 
+from ..module_utils import _arguments
 from ..module_utils._errors import RefusedError
 from ..module_utils._model import to_dict
 from ..plugin_utils import _definition
@@ -15,7 +16,7 @@ from ..plugin_utils._action import FleetAction, Result
 
 
 class ActionModule(FleetAction):
-    ARGUMENTS = {"verb": {"type": "str", "default": "status", "choices": list(_definition.VERBS)}}
+    ARGUMENTS = _arguments.FLEET_DEFINITION
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         verb = params["verb"]

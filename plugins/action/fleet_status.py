@@ -11,24 +11,19 @@ import os
 import tempfile
 from typing import Any, Dict
 
+from ..module_utils import _arguments
 from ..module_utils._errors import UnreachableError
-from ..module_utils._model import Balancer, Instance, World, from_dict
+from ..module_utils._model import Balancer, Definition, Instance, World, from_dict
 from ..plugin_utils import _status
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_of
 from ..plugin_utils._ledger import Ledger, timestamp
 
 
 class ActionModule(FleetAction):
-    ARGUMENTS: Dict[str, Any] = {
-        "definition": {"type": "dict", "required": True},
-        "instances": {"type": "dict", "required": True},
-        "balancers": {"type": "list", "elements": "dict", "required": True},
-        "file": {"type": "path", "default": ""},
-    }
+    ARGUMENTS = _arguments.FLEET_STATUS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = definition_of(params["definition"], task_vars, self._templar)
+        definition = from_dict(Definition, params["definition"])
         seen = params["instances"]
         unseen = "" if "instances" in seen else str(seen.get("msg", "no answer"))
         balancers = tuple(from_dict(Balancer, item) for item in params["balancers"])

@@ -13,27 +13,18 @@ import socket
 import time
 from typing import Any, Dict, Mapping
 
+from ..module_utils import _arguments
 from ..module_utils._errors import InvalidError, LeaseError
 from ..module_utils._model import Definition, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_of
 from ..plugin_utils._ledger import Lease, Ledger
-
-ARGUMENTS: Dict[str, Any] = {
-    "state": {"type": "str", "choices": ["held", "recorded", "free"], "default": "held"},
-    "definition": {"type": "dict", "required": True},
-    "lease": {"type": "dict", "default": {}},
-    "record": {"type": "str", "default": ""},
-    "reason": {"type": "str", "default": ""},
-    "release": {"type": "int", "default": 0},
-}
 
 
 class ActionModule(FleetAction):
-    ARGUMENTS = ARGUMENTS
+    ARGUMENTS = _arguments.RELEASE_LEDGER
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = definition_of({"image": "", "port": 0, **params["definition"]}, task_vars, self._templar)
+        definition = from_dict(Definition, {"image": "", "port": 0, **params["definition"]})
         ledger = Ledger(definition.ledger, definition.state_dir)
         if params["state"] == "held":
             return self._hold(definition, ledger, task_vars)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from ..module_utils._model import to_dict
+from ..module_utils import _arguments
+from ..module_utils._model import Definition, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_of
 from ..plugin_utils._ledger import Ledger
 from ..plugin_utils._status import told
 
 
 class ActionModule(FleetAction):
-    ARGUMENTS = {"definition": {"type": "dict", "required": True}}
+    ARGUMENTS = _arguments.RELEASE_LEDGER_INFO
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = definition_of({"image": "", "port": 0, **params["definition"]}, task_vars, self._templar)
+        definition = from_dict(Definition, {"image": "", "port": 0, **params["definition"]})
         ledger = Ledger(definition.ledger, definition.state_dir)
         history = ledger.history(definition.name)
         return {

@@ -10,32 +10,23 @@ import os
 from dataclasses import replace
 from typing import Any, Dict, Mapping
 
+from ..module_utils import _arguments
 from ..module_utils._instances import connect, told
 from ..module_utils._model import Balancer, Definition, Goal, History, Image, Instance, Plan, Pool, Step, World, from_dict, to_dict
 from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_hash, definition_of, recorded, revived
+from ..plugin_utils._definition import definition_hash, recorded, revived
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger
 from ..plugin_utils._planner import plan
 
-ARGUMENTS: Dict[str, Any] = {
-    "definition": {"type": "dict", "required": True},
-    "goal": {"type": "dict", "required": True},
-    "image": {"type": "dict", "default": {}},
-    "instances": {"type": "list", "elements": "dict", "default": []},
-    "pools": {"type": "list", "elements": "dict", "default": []},
-    "balancers": {"type": "list", "elements": "dict", "default": []},
-    "lease": {"type": "dict", "default": {}},
-}
-
 
 class ActionModule(FleetAction):
-    ARGUMENTS = ARGUMENTS
+    ARGUMENTS = _arguments.RELEASE_PLAN
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = definition_of(params["definition"], task_vars, self._templar)
+        definition = from_dict(Definition, params["definition"])
         world = World(
             instances=tuple(from_dict(Instance, item) for item in params["instances"]),
             balancers=tuple(from_dict(Balancer, item) for item in params["balancers"]),

@@ -9,24 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any, Dict, List, Mapping, Sequence
 
+from ..module_utils import _arguments
 from ..module_utils._model import Balancer, Definition, Plan, from_dict, to_dict
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
 
-ARGUMENTS: Dict[str, Any] = {
-    "definition": {"type": "dict", "required": True},
-    "lease": {"type": "dict", "default": {}},
-    "plan": {"type": "dict", "default": {}},
-    "before": {"type": "list", "elements": "dict", "default": []},
-    "after": {"type": "list", "elements": "dict", "default": []},
-    "failure": {"type": "dict", "default": {}},
-    "undoing": {"type": "dict", "default": {}},
-    "folder": {"type": "str", "default": ""},
-}
-
 
 class ActionModule(FleetAction):
-    ARGUMENTS = ARGUMENTS
+    ARGUMENTS = _arguments.RELEASE_RESULT
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         definition = from_dict(Definition, params["definition"])

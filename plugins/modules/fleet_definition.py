@@ -91,13 +91,12 @@ mistakes:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils import _arguments
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={"verb": {
-        "type": "str", "default": "status", "choices": ["release", "rollback", "scale", "heal", "retire", "status", "hosts"],
-    }}, supports_check_mode=True)
-    module.fail_json(msg="phoenix.fleet.fleet_definition reads variables, so it only works on the controller, as an action plugin")
+    module = AnsibleModule(argument_spec=_arguments.FLEET_DEFINITION, supports_check_mode=True)
+    module.fail_json(msg=_arguments.elsewhere("fleet_definition"))
 
 
 if __name__ == "__main__":

@@ -95,19 +95,12 @@ status:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils import _arguments
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "definition": {"type": "dict", "required": True},
-            "instances": {"type": "dict", "required": True},
-            "balancers": {"type": "list", "elements": "dict", "required": True},
-            "file": {"type": "path", "default": ""},
-        },
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="fleet_status runs on the controller, as an action plugin: call it as phoenix.fleet.fleet_status in a task.")
+    module = AnsibleModule(argument_spec=_arguments.FLEET_STATUS, supports_check_mode=True)
+    module.fail_json(msg=_arguments.elsewhere("fleet_status"))
 
 
 if __name__ == "__main__":

@@ -127,21 +127,12 @@ lease:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils import _arguments
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["held", "recorded", "free"], "default": "held"},
-            "definition": {"type": "dict", "required": True},
-            "lease": {"type": "dict", "default": {}},
-            "record": {"type": "str", "default": ""},
-            "reason": {"type": "str", "default": ""},
-            "release": {"type": "int", "default": 0},
-        },
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="release_ledger runs on the controller, as an action plugin: call it as phoenix.fleet.release_ledger in a task.")
+    module = AnsibleModule(argument_spec=_arguments.RELEASE_LEDGER, supports_check_mode=True)
+    module.fail_json(msg=_arguments.elsewhere("release_ledger"))
 
 
 if __name__ == "__main__":

@@ -115,14 +115,12 @@ findings:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils import _arguments
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={"definition": {"type": "dict", "required": True}},
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="release_ledger_info runs on the controller: call it as phoenix.fleet.release_ledger_info in a task.")
+    module = AnsibleModule(argument_spec=_arguments.RELEASE_LEDGER_INFO, supports_check_mode=True)
+    module.fail_json(msg=_arguments.elsewhere("release_ledger_info"))
 
 
 if __name__ == "__main__":

@@ -137,22 +137,12 @@ opened:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils import _arguments
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "definition": {"type": "dict", "required": True},
-            "goal": {"type": "dict", "required": True},
-            "image": {"type": "dict", "default": {}},
-            "instances": {"type": "list", "elements": "dict", "default": []},
-            "pools": {"type": "list", "elements": "dict", "default": []},
-            "balancers": {"type": "list", "elements": "dict", "default": []},
-            "lease": {"type": "dict", "default": {}},
-        },
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="release_plan runs on the controller, as an action plugin: call it as phoenix.fleet.release_plan in a task.")
+    module = AnsibleModule(argument_spec=_arguments.RELEASE_PLAN, supports_check_mode=True)
+    module.fail_json(msg=_arguments.elsewhere("release_plan"))
 
 
 if __name__ == "__main__":

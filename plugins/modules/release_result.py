@@ -97,23 +97,12 @@ message:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.fleet.plugins.module_utils import _arguments
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "definition": {"type": "dict", "required": True},
-            "lease": {"type": "dict", "default": {}},
-            "plan": {"type": "dict", "default": {}},
-            "before": {"type": "list", "elements": "dict", "default": []},
-            "after": {"type": "list", "elements": "dict", "default": []},
-            "failure": {"type": "dict", "default": {}},
-            "undoing": {"type": "dict", "default": {}},
-            "folder": {"type": "str", "default": ""},
-        },
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="release_result runs on the controller, as an action plugin: call it as phoenix.fleet.release_result in a task.")
+    module = AnsibleModule(argument_spec=_arguments.RELEASE_RESULT, supports_check_mode=True)
+    module.fail_json(msg=_arguments.elsewhere("release_result"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from ..module_utils._haproxy import fragment as _fragment
 from ..module_utils._instances import PROVIDERS
 from ..module_utils._model import Definition, Goal, from_dict, to_dict
 
-VERBS = ("release", "rollback", "scale", "heal", "retire", "status", "hosts")
 CHANGING = ("release", "rollback", "scale", "heal", "retire")
 MASK = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
 

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+COLLECTION = "ansible_collections.phoenix.fleet.plugins"
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
 ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
@@ -28,6 +30,22 @@ def test_module_defaults_reach_every_module() -> None:
 
 def test_every_action_plugin_is_documented_by_a_module_of_its_name() -> None:
     assert {path.stem for path in (ROOT / "plugins" / "action").glob("*.py")} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_action_plugin_takes_the_arguments_of_its_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate-modules compares the module with its documentation, so that this closes the ring."""
+    module = importlib.import_module(f"{COLLECTION}.modules.{name}")
+    taken: dict[str, Any] = {}
+
+    def capture(argument_spec: dict[str, Any], **_options: Any) -> None:
+        taken.update(argument_spec)
+        raise SystemExit
+
+    monkeypatch.setattr(module, "AnsibleModule", capture)
+    with pytest.raises(SystemExit):
+        module.main()
+    assert taken and taken == importlib.import_module(f"{COLLECTION}.action.{name}").ActionModule.ARGUMENTS
 
 
 def test_utilities_are_private() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.phoenix.fleet.plugins.module_utils._arguments import VERBS
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError, RefusedError
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import fragment as fragments
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, to_dict
@@ -218,7 +219,7 @@ def test_whatever_is_written_is_taken_or_refused_line_by_line(raw: dict[str, Any
         assert json.loads(json.dumps(shown(fleet), default=str))["port"] in range(1, 65536)
 
 
-@given(raw=st.dictionaries(st.sampled_from(OWN), JUNK, max_size=4), verb=st.sampled_from(definition.VERBS), fleets=st.integers(1, 3))
+@given(raw=st.dictionaries(st.sampled_from(OWN), JUNK, max_size=4), verb=st.sampled_from(VERBS), fleets=st.integers(1, 3))
 def test_whatever_a_verb_is_given_is_taken_or_refused_line_by_line(raw: dict[str, Any], verb: str, fleets: int) -> None:
     goal, found = define_goal(raw, verb, "web", ["web", "api", "shop"][:fleets])
     assert goal.verb == verb and all(line.isprintable() for line in found)
