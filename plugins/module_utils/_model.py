@@ -66,8 +66,9 @@ class Server:
     """A line of a backend, desired or observed.
 
     state: ready, drain, maint. weight: 0 to 256. id: HAProxy's numeric id, the same on every balancer.
-    up, steady, check and sessions are observed only: up means that HAProxy's own checks have fully passed (facts: rise+fall-1 of
-    health), steady is false between two verdicts, sessions counts current and queued ones in every HAProxy process.
+    The rest is observed only: up means that HAProxy's own checks have fully passed (facts: rise+fall-1 of health), steady is false
+    between two verdicts, sessions counts current and queued ones in every HAProxy process, and loaded is false for a line of the
+    fragment that HAProxy has forgotten or was not told of yet.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Server:
     steady: bool = True
     check: str = ""
     sessions: int = 0
+    loaded: bool = True
 
 
 @dataclass(frozen=True)

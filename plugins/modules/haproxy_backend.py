@@ -174,6 +174,9 @@ options:
       sessions:
         description: Ignored, so that RV(balancer) can be handed back.
         type: int
+      loaded:
+        description: Ignored, so that RV(balancer) can be handed back.
+        type: bool
   wait_for:
     description:
       - V(up) waits until HAProxy's own checks call O(wait_servers) fully up. V(idle) waits until no HAProxy process has a session with
@@ -287,7 +290,9 @@ balancer:
       description: What the fragment says of its fleet, C(null) where no fragment of this collection exists.
       type: dict
     servers:
-      description: The servers, with their state, weight, C(id), what the check says, and the sessions in all HAProxy processes.
+      description:
+        - The servers, with their state, weight, C(id), what the check says, and the sessions in all HAProxy processes. C(loaded) is false
+          for one that stands in the fragment and that HAProxy does not have.
       type: list
       elements: dict
     strangers:
@@ -312,7 +317,7 @@ balancer:
     version: 2.6.12
     head: {ledger: 5d0f, fence: 7, fleet: shop, live: 42, next: 43}
     servers:
-      - {name: shop-r42-1, address: 192.0.2.11, port: 8080, id: 10001, weight: 100, state: ready, up: true, check: L7OK, sessions: 3}
+      - {name: shop-r42-1, address: 192.0.2.11, port: 8080, id: 10001, weight: 100, state: ready, up: true, check: L7OK, loaded: true}
     strangers: []
     pid: 812
     requests: 3912

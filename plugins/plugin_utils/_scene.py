@@ -18,9 +18,6 @@ from ._placement import reservation
 LIVE = 100
 """The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
 
-NOT_LOADED = "not loaded"
-"""The check of a server that stands in a balancer's fragment, and that its HAProxy has forgotten or was not told of yet."""
-
 
 @dataclass
 class Sight:
@@ -74,7 +71,7 @@ class Scene:
         if sight is None:
             sight = self.sights[server.name] = Sight(server)
             self.servers_of.setdefault(self.numbers(server.name)[0], []).append(server.name)
-        if server.check == NOT_LOADED:
+        if not server.loaded:
             return
         ready = server.state == "ready"
         sight.listed += 1

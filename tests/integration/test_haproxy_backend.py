@@ -210,6 +210,17 @@ def test_a_restart_finds_the_same_backend(haproxy: HAProxyProcess, origins: Orig
     assert [server.state for server in balancer.observe().servers if server.name in names(old)] == ["drain", "drain"]
 
 
+def test_a_server_that_haproxy_has_forgotten_is_told_from_those_it_has(haproxy: HAProxyProcess, origins: Origins) -> None:
+    lines = servers(1, origins.start(2))
+    balancer = backend(haproxy)
+    balancer.apply(lines, OPTIONS, LEASE)
+    for command in ("set server web/web-r1-2 state maint", "del server web/web-r1-2"):
+        haproxy.cli(command)
+    assert {server.name: server.loaded for server in balancer.observe().servers} == {"web-r1-1": True, "web-r1-2": False}
+    balancer.apply(lines, OPTIONS, LEASE)
+    assert all(server.loaded and server.up for server in balancer.observe().servers)
+
+
 def test_a_reload_between_the_fragment_and_the_commands_loses_nothing(
     haproxy: HAProxyProcess, origins: Origins, monkeypatch: pytest.MonkeyPatch
 ) -> None:

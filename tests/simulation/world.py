@@ -76,7 +76,7 @@ class HAProxy:
         if stamp and self.head and (adopt or (self.head.ledger == stamp.ledger and self.head.fence <= stamp.fence)):
             self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
-        servers += [replace(server, state="maint", check="not loaded") for name, server in self.fragment.items() if name not in self.lines]
+        servers += [replace(server, state="maint", loaded=False) for name, server in self.fragment.items() if name not in self.lines]
         return Balancer(self.host, head=self.head, servers=tuple(servers), strangers=self.strangers)
 
     def apply(self, servers: Sequence[Server], head: Head) -> None:

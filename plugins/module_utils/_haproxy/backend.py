@@ -292,7 +292,9 @@ class Backend:
         if current is None:
             return Balancer(**told, strangers=seen.servers)
         present = {server.name for server in seen.servers}
-        missing = tuple(replace(server, state="maint", check="not loaded") for server in current.servers if server.name not in present)
+        missing = tuple(
+            replace(server, state="maint", check="not loaded", loaded=False) for server in current.servers if server.name not in present
+        )
         return Balancer(
             **told, head=current.head,
             servers=tuple(server for server in (*seen.servers, *missing) if server.name not in current.adopted),

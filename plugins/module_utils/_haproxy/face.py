@@ -46,6 +46,7 @@ ARGUMENTS: Dict[str, Any] = {
         "steady": {"type": "bool"},
         "check": {"type": "str"},
         "sessions": {"type": "int"},
+        "loaded": {"type": "bool"},
     }},
     "wait_for": {"type": "str", "default": "none", "choices": ["none", "up", "idle"]},
     "wait_servers": {"type": "list", "elements": "str"},

@@ -489,7 +489,7 @@ def _setting_mistakes(options: Mapping[str, Any]) -> List[str]:
 def with_servers(fragment: Fragment, servers: Sequence[Server]) -> Fragment:
     """The fragment with these servers and no others; of what is observed of them nothing is written."""
     bare = tuple(
-        replace(server, up=False, steady=True, check="", sessions=0, weight=server.weight if server.state == "ready" else 0)
+        replace(server, up=False, steady=True, check="", sessions=0, loaded=True, weight=server.weight if server.state == "ready" else 0)
         for server in servers
     )
     names = {server.name for server in bare}
