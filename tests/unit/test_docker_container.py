@@ -17,6 +17,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._errors import Fleet
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image, Instance, Pool
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_container as container
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine as engine
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers._hosts import same_place
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +102,7 @@ def test_an_engine_is_on_a_host(url: str, home: str) -> None:
     ("192.0.2.200", "192.0.2.200", True), ("192.0.2.200", "192.0.2.201", False),
 ])
 def test_a_balancer_is_on_the_engines_host_or_not(home: str, balancer: str, same: bool) -> None:
-    assert engine.same_place(home, balancer) is same
+    assert same_place(home, balancer) is same
 
 
 def test_the_engine_is_the_one_that_the_docker_client_finds(monkeypatch: pytest.MonkeyPatch) -> None:

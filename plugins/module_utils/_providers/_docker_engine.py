@@ -20,6 +20,7 @@ from .._errors import InvalidError, RefusedError, UnreachableError
 from .._model import Instance
 from ._docker_container import NAME, registry_of, seen_in
 from ._docker_options import subnet_of
+from ._hosts import is_here
 
 try:
     import docker as sdk
@@ -37,7 +38,6 @@ except ImportError:
     sdk = None  # type: ignore[assignment]
 
 TIMEOUT = 60
-LOOPBACK = ("local", "localhost", "ip6-localhost")
 
 
 def required_sdk() -> None:
@@ -91,36 +91,6 @@ def home_of(url: str) -> str:
     host = re.sub(r"^[a-z+]+://(?:[^@/]*@)?", "", url).split("/")[0]
     host = host[1:host.index("]")] if host.startswith("[") else host.rsplit(":", 1)[0] if host.count(":") == 1 else host
     return "local" if is_here(host) else host
-
-
-def is_here(host: str) -> bool:
-    """True for a name or address of this machine: one that a socket can be bound to."""
-    if host in LOOPBACK:
-        return True
-    for address in resolved(host):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.bind((address, 0))
-            return True
-        except OSError:
-            continue
-    return False
-
-
-def resolved(host: str) -> List[str]:
-    """The addresses of a host, none where the name is not known here."""
-    try:
-        return sorted({str(item[4][0]) for item in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)})
-    except OSError:
-        return []
-
-
-def same_place(home: str, balancer: str) -> bool:
-    """True where the balancer's address is the engine's own host."""
-    if home == "local" or is_here(balancer):
-        return home == "local" and is_here(balancer)
-    return home == balancer or bool(set(resolved(home)) & set(resolved(balancer)))
 
 
 class Engine:

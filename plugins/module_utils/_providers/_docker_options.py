@@ -8,16 +8,15 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import shlex
-from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
+
+from ._options import Mistake, boolean, choice, count, fields, items, pairs, read, size, text
 
 SUBNET = "172.30.0.0/16"
 PUBLISH_PORTS = "20000-24999"
-SMALLEST_MEMORY = 6 * 1024 ** 2  # an engine refuses less
 OURS = ("PHOENIX_FLEET", "PHOENIX_RELEASE", "PHOENIX_INSTANCE", "PHOENIX_REVISION")
 
 TLS_OPTIONS: Dict[str, Any] = {
@@ -60,25 +59,17 @@ OPTIONS: Dict[str, Any] = {
 _NO_SHAPE = ("hosts", "tls", "registry", "pull")
 
 
-class Mistake(ValueError):
-    """One thing that is wrong with one value: the words after its path, and the rest of the path where it lies deeper."""
-
-    def __init__(self, words: str, deeper: str = "") -> None:
-        super().__init__(words)
-        self.deeper = deeper
-
-
 def mistakes(options: Any, path: str = "fleet_docker") -> List[str]:
     """All that is wrong with `fleet_docker`, a line for each, beginning with the path of the value; empty where nothing is.
 
     Values may be strings where numbers or booleans are meant, as `-e` gives them. Values of secrets are never shown.
     """
-    return _read(options, path)[1]
+    return read(options, path, _READERS, _together)[1]
 
 
 def settle(options: Mapping[str, Any]) -> Dict[str, Any]:
     """Options without mistakes, converted: memory in bytes, times in seconds, lists for what may be one, unset ones left out."""
-    return _read(options, "")[0]
+    return read(options, "", _READERS, _together)[0]
 
 
 def shape(options: Mapping[str, Any]) -> Dict[str, Any]:
@@ -86,32 +77,7 @@ def shape(options: Mapping[str, Any]) -> Dict[str, Any]:
     return {key: value for key, value in settle(options).items() if key not in _NO_SHAPE and value not in ({}, [], False)}
 
 
-def _read(options: Any, path: str) -> Tuple[Dict[str, Any], List[str]]:
-    if options is None:
-        options = {}
-    if not isinstance(options, Mapping):
-        return {}, [f"{path}: {options!r} is not a mapping of options"]
-    settled: Dict[str, Any] = {}
-    found: List[str] = []
-
-    def at(*parts: str) -> str:
-        return ".".join(part for part in (path, *parts) if part).replace(".[", "[")
-
-    for key, value in options.items():
-        if key not in _READERS:
-            found.append(f"{at(str(key))}: {unknown(str(key), _READERS)}")
-        elif value is not None and value != "":
-            try:
-                settled[str(key)] = _READERS[key](value)
-            except _Several as several:
-                found += [f"{at(str(key), one.deeper)}: {one}" for one in several.mistakes]
-            except Mistake as mistake:
-                found.append(f"{at(str(key), mistake.deeper)}: {mistake}")
-    found += [f"{at(key)}: {words}" for key, words in _together(settled, options)]
-    return settled, [" ".join(line.splitlines()) for line in found]
-
-
-def _together(settled: Mapping[str, Any], options: Mapping[str, Any]) -> Iterable[Tuple[str, str]]:
+def _together(settled: Mapping[str, Any]) -> Iterable[Tuple[str, str]]:
     """What is wrong between values that are right by themselves."""
     whole = [("", dict(settled))]
     for index, host in enumerate(settled.get("hosts", [])):
@@ -128,13 +94,6 @@ def _together(settled: Mapping[str, Any], options: Mapping[str, Any]) -> Iterabl
     names = [host["name"] for host in settled.get("hosts", []) if "name" in host]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield "hosts", f"{names.count(name)} engines are named '{name}'; give each a name of its own"
-
-
-def unknown(key: str, known: Iterable[str]) -> str:
-    """The words for a key that does not exist, with the nearest one that does."""
-    names = sorted(known)
-    near = difflib.get_close_matches(key, names, 1, 0.6)
-    return f"there is no such option; did you mean {near[0]}?" if near else f"there is no such option; there are {', '.join(names)}"
 
 
 def subnet_of(site: Mapping[str, Any]) -> Tuple[ipaddress.IPv4Network, ipaddress.IPv4Network]:
@@ -160,69 +119,6 @@ def port_range(text: str) -> Tuple[int, int]:
 
 # --- one reader per option: the value converted, or a Mistake -----------------------------------------------------------
 
-class _Several(Mistake):
-    def __init__(self, mistakes_: List[Mistake]) -> None:
-        super().__init__("several")
-        self.mistakes = mistakes_
-
-
-def _collected(pairs: Iterable[Tuple[str, Callable[[], Any]]]) -> List[Any]:
-    """The results of all readers, or all of their mistakes with the deeper path."""
-    results, found = [], []
-    for deeper, read in pairs:
-        try:
-            results.append(read())
-        except _Several as several:
-            found += [Mistake(str(one), f"{deeper}.{one.deeper}") for one in several.mistakes]
-        except Mistake as mistake:
-            found.append(Mistake(str(mistake), f"{deeper}.{mistake.deeper}".rstrip(".")))
-    if found:
-        raise _Several(found)
-    return results
-
-
-def _pairs(value: Any, what: str, one: Callable[[Any, Any], Tuple[str, Any]]) -> Dict[str, Any]:
-    """A mapping of `what`, each pair converted by `one`."""
-    if not isinstance(value, Mapping):
-        raise Mistake(f"this is not a mapping of {what}")
-    return dict(_collected((str(name), partial(one, name, item)) for name, item in value.items()))
-
-
-def _text(pattern: str, what: str, example: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not re.match(rf"^(?:{pattern})$", str(value)):
-            raise Mistake(f"{value!r} is not {what}; write e.g. {example}")
-        return str(value)
-
-    return read
-
-
-def _choice(*choices: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise Mistake(f"{value!r} is not one of {', '.join(choices)}")
-        return str(value)
-
-    return read
-
-
-def _boolean(value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if str(value).lower() not in words:
-        raise Mistake(f"{value!r} is neither true nor false")
-    return words[str(value).lower()]
-
-
-def _size(value: Any) -> int:
-    match = re.match(r"^(\d+(?:\.\d+)?)\s*([bkmg]?)(?:i?b)?$", str(value).lower())
-    if isinstance(value, bool) or not match:
-        raise Mistake(f"{value!r} is not a size; write e.g. 256m")
-    size = int(float(match.group(1)) * 1024 ** " kmg".index(match.group(2) if match.group(2) in tuple("kmg") else " "))
-    if size < SMALLEST_MEMORY:
-        raise Mistake(f"{value!r} is less than the 6m that an engine needs; write e.g. 256m")
-    return size
-
-
 def _cpus(value: Any) -> float:
     try:
         number = float(value)
@@ -241,12 +137,6 @@ def _seconds(value: Any) -> float:
     if 0 < seconds < 0.001:
         raise Mistake(f"{value!r} is less than the millisecond that an engine can tell")
     return seconds
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not re.match(r"^[1-9]\d{0,5}$", str(value)):
-        raise Mistake(f"{value!r} is not a number from 1 up")
-    return int(value)
 
 
 def _network(value: Any) -> str:
@@ -300,7 +190,7 @@ def _variables(value: Any) -> Dict[str, str]:
             raise Mistake(f"{item!r} is not a text; put the value in quotes")
         return str(name), str(item)
 
-    return _pairs(value, "names to values", one)
+    return pairs(value, "names to values", one)
 
 
 def _secrets(value: Any) -> Dict[str, str]:
@@ -310,7 +200,7 @@ def _secrets(value: Any) -> Dict[str, str]:
             raise Mistake("the value is not a text; put it in quotes")
         return str(name), str(item)
 
-    return _pairs(value, "names to secrets", one)
+    return pairs(value, "names to secrets", one)
 
 
 def _texts(value: Any) -> Dict[str, str]:
@@ -319,31 +209,12 @@ def _texts(value: Any) -> Dict[str, str]:
             raise Mistake(f"{item!r} is not a text; put the value in quotes")
         return str(name), str(item)
 
-    return _pairs(value, "options to values", one)
-
-
-def _fields(value: Any, readers: Mapping[str, Callable[[Any], Any]], what: str, needed: Iterable[str] = ()) -> Dict[str, Any]:
-    def one(key: Any, item: Any) -> Tuple[str, Any]:
-        if key not in readers:
-            raise Mistake(unknown(str(key), readers))
-        return str(key), readers[key](item)
-
-    given = {key: item for key, item in value.items() if item is not None and item != ""} if isinstance(value, Mapping) else value
-    settled = _pairs(given, what, one)
-    for key in needed:
-        if key not in settled:
-            raise Mistake(f"{key} is missing")
-    return settled
-
-
-def _items(value: Any, read: Callable[[Any], Any]) -> List[Any]:
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return _collected((f"[{index}]", partial(read, item)) for index, item in enumerate(items))
+    return pairs(value, "options to values", one)
 
 
 def _tls(value: Any) -> Dict[str, Any]:
-    path = _text(r"[^\x00]+", "a path", "/etc/docker/tls/ca.pem")
-    settled = _fields(value, {"ca_path": path, "client_cert": path, "client_key": path, "validate_certs": _boolean}, "TLS options")
+    path = text(r"[^\x00]+", "a path", "/etc/docker/tls/ca.pem")
+    settled = fields(value, {"ca_path": path, "client_cert": path, "client_key": path, "validate_certs": boolean}, "TLS options")
     if ("client_cert" in settled) != ("client_key" in settled):
         raise Mistake("client_cert and client_key belong together; name both")
     return dict({"validate_certs": True}, **settled)
@@ -354,14 +225,14 @@ _HOST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
 def _host(value: Any) -> Dict[str, Any]:
-    url = _text(_URL, "an engine's address", "unix:///var/run/docker.sock, tcp://node1:2376 or ssh://ops@node1")
+    url = text(_URL, "an engine's address", "unix:///var/run/docker.sock, tcp://node1:2376 or ssh://ops@node1")
     if isinstance(value, str):
         return {"url": url(value)}
     readers = {
-        "url": url, "name": _text(_HOST, "a name for an engine", "node1"), "publish_address": _address,
+        "url": url, "name": text(_HOST, "a name for an engine", "node1"), "publish_address": _address,
         "network": _NAME, "subnet": _subnet, "ip_range": _network, "tls": _tls,
     }
-    return _fields(value, readers, "an engine's url, name and further settings", ["url"])
+    return fields(value, readers, "an engine's url, name and further settings", ["url"])
 
 
 def _mount(value: Any) -> Dict[str, Any]:
@@ -371,10 +242,10 @@ def _mount(value: Any) -> Dict[str, Any]:
         if not match:
             raise Mistake(f"{value!r} is not a mount; write e.g. {example}")
         value = {"source": match.group(1), "target": match.group(2), "read_only": match.group(3) == "ro"}
-    target = _text(r"/[^:\x00]*", "an absolute path within the instance", "/data")
-    source = _text(r"/[^:\x00]*|[A-Za-z0-9][A-Za-z0-9_.-]+", "an absolute path or the name of a volume", "/srv/data")
-    readers = {"source": source, "target": target, "read_only": _boolean}
-    mount = dict({"read_only": False}, **_fields(value, readers, "source and target", ["source", "target"]))
+    target = text(r"/[^:\x00]*", "an absolute path within the instance", "/data")
+    source = text(r"/[^:\x00]*|[A-Za-z0-9][A-Za-z0-9_.-]+", "an absolute path or the name of a volume", "/srv/data")
+    readers = {"source": source, "target": target, "read_only": boolean}
+    mount = dict({"read_only": False}, **fields(value, readers, "source and target", ["source", "target"]))
     if mount["target"].rstrip("/") in ("", "/run/secrets"):
         raise Mistake(f"{mount['target']!r} is taken by the instance itself; mount somewhere else", "target")
     return mount
@@ -393,7 +264,7 @@ def _ulimits(value: Any) -> Dict[str, str]:
             raise Mistake(f"{item!r} has a soft limit above the hard one; write e.g. 1024:4096")
         return str(name), f"{soft}:{hard}"
 
-    return _pairs(value, "limits to numbers", one)
+    return pairs(value, "limits to numbers", one)
 
 
 def _test(value: Any) -> List[str]:
@@ -406,8 +277,8 @@ def _test(value: Any) -> List[str]:
 
 
 def _health(value: Any) -> Dict[str, Any]:
-    readers = {"test": _test, "interval": _seconds, "timeout": _seconds, "start_period": _seconds, "retries": _count}
-    return _fields(value, readers, "test, interval, timeout, start_period and retries")
+    readers = {"test": _test, "interval": _seconds, "timeout": _seconds, "start_period": _seconds, "retries": count}
+    return fields(value, readers, "test, interval, timeout, start_period and retries")
 
 
 def _command(value: Any) -> List[str]:
@@ -428,37 +299,37 @@ def _registry(value: Any) -> Dict[str, str]:
             raise Mistake("the value is not a text; put it in quotes")
         return str(item)
 
-    server = _text(r"[A-Za-z0-9.\[\]-]+(:\d+)?", "a registry's host name", "registry.example.org")
-    readers = {"server": server, "username": _text(r"\S+", "a user's name", "deploy"), "password": password}
-    settled = _fields(value, readers, "server, username and password")
+    server = text(r"[A-Za-z0-9.\[\]-]+(:\d+)?", "a registry's host name", "registry.example.org")
+    readers = {"server": server, "username": text(r"\S+", "a user's name", "deploy"), "password": password}
+    settled = fields(value, readers, "server, username and password")
     if ("username" in settled) != ("password" in settled):
         raise Mistake("username and password belong together; give both")
     return settled
 
 
-_NAME = _text(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a name for a network", "phoenix")
+_NAME = text(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a name for a network", "phoenix")
 _READERS: Dict[str, Callable[[Any], Any]] = {
-    "hosts": lambda value: _items(value, _host),
+    "hosts": lambda value: items(value, _host),
     "tls": _tls,
     "network": _NAME,
     "subnet": _subnet,
     "ip_range": _network,
-    "address": _choice("network", "published"),
+    "address": choice("network", "published"),
     "publish_address": _address,
     "publish_ports": _ports,
     "environment": _variables,
     "secrets": _secrets,
-    "mounts": lambda value: _items(value, _mount),
-    "memory": _size,
+    "mounts": lambda value: items(value, _mount),
+    "memory": size("6m", "an engine"),
     "cpus": _cpus,
-    "user": _text(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)?", "a user", "app, or 1000:1000"),
+    "user": text(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)?", "a user", "app, or 1000:1000"),
     "ulimits": _ulimits,
-    "sealed": _boolean,
-    "log_driver": _text(r"[A-Za-z0-9][A-Za-z0-9_./:-]*", "a log driver", "json-file"),
+    "sealed": boolean,
+    "log_driver": text(r"[A-Za-z0-9][A-Za-z0-9_./:-]*", "a log driver", "json-file"),
     "log_options": _texts,
     "health": _health,
-    "stop_signal": _text(r"SIG[A-Z0-9+-]+|\d{1,2}", "a signal", "SIGTERM"),
+    "stop_signal": text(r"SIG[A-Z0-9+-]+|\d{1,2}", "a signal", "SIGTERM"),
     "command": _command,
-    "pull": _choice("missing", "always", "never"),
+    "pull": choice("missing", "always", "never"),
     "registry": _registry,
 }

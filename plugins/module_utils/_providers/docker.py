@@ -48,8 +48,9 @@ from ._docker_container import (
     secrets_archive,
     secrets_of,
 )
-from ._docker_engine import Engine, Refusal, required_sdk, resolved, same_place, sites
+from ._docker_engine import Engine, Refusal, required_sdk, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
+from ._hosts import resolved, same_place
 from .base import Blueprint
 
 __all__ = ["OPTIONS", "DockerProvider", "connect", "mistakes", "settle", "shape"]
