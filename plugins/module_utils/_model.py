@@ -30,7 +30,9 @@ class Instance:
     """One container or VM: planned (id is empty) or observed.
 
     state: planned, created, running, restarting, stopped. health: healthy, unhealthy, starting, none.
-    id is the engine's own, never reused; marker is what the instance itself carries (phoenix.fleet.*).
+    id is the engine's own, never reused; marker is what the instance itself carries (phoenix.fleet.*). number is the one that the
+    ledger issued to it where its pool has ids (a VMID), 0 elsewhere. note says why nothing can be done to it, and what an operator has to
+    do about that: while there is one, the instance is left alone.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Instance:
     health: str = "none"
     created: str = ""
     marker: Mapping[str, str] = field(default_factory=dict, hash=False)
+    number: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class Pool:
     kind network: an instance has an address of its own and the service's port; kind published: the host's address and
     a port of its own; kind dynamic: the provider finds the address out after the start.
     taken are the keys (see `key`) that are in use already, by whomever.
+    realm names what several hosts share, such as a cluster: an address or number is then unique within it, and not only on its host.
+    ids are the first and the last number that instances may get (0: they need none); the key of a number is `#NUMBER`.
     """
 
     host: str
@@ -129,6 +135,8 @@ class Pool:
     last: str = ""
     ports: Tuple[int, int] = (0, 0)
     taken: Tuple[str, ...] = ()
+    realm: str = ""
+    ids: Tuple[int, int] = (0, 0)
 
     def key(self, address: str, port: int) -> str:
         """What must be unique in this pool: the address alone, or address and port where instances share the host's address."""
@@ -207,6 +215,7 @@ class History:
 
     reserved maps the pool keys (`HOST KEY`) that instances of this ledger, of any fleet, hold to their instances' names.
     servers maps instance names of this fleet to the ids that HAProxy knows them by. since is when live became so (ISO 8601).
+    issued maps bands of numbers (`HOST FIRST`, see Pool.ids) to the lowest number that no fleet of this ledger ever got from it.
     """
 
     ledger: str
@@ -219,6 +228,7 @@ class History:
     servers: Mapping[str, int] = field(default_factory=dict, hash=False)
     reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
     since: str = ""
+    issued: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,8 @@ class Plan:
 
     source and target are release numbers (0: none); release is the target as it will be recorded; outcome is the target's status
     once the plan is carried out (live, failed, retired). again: this plan only puts a former run right, and the goal needs
-    another plan after it. servers and reserved are all that the fleet holds while the plan is carried out (see History).
+    another plan after it. servers and reserved are all that the fleet holds while the plan is carried out, issued the bands that it
+    takes numbers from (see History).
     silent are the balancers that gave no answer, which the steps leave out. closes: the entry is done when the plan is carried
     out; otherwise (degraded: a silent balancer may still serve what ought to go) it stays open, and the run must end as failed.
     """
@@ -279,6 +290,7 @@ class Plan:
     reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
     silent: Tuple[str, ...] = ()
     closes: bool = True
+    issued: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 def to_dict(value: Any) -> Dict[str, Any]:

@@ -227,6 +227,26 @@ class Ledger:
         with self._writing() as (connection, identity):
             _Book(connection, self._verified(connection, identity, lease, lock=True)).record(record, reason, release)
 
+    def reserve(self, lease: Lease, held: Mapping[str, str]) -> None:
+        """Keep what instances turned out to hold (`HOST KEY` to their names), beside all that the plan reserved.
+
+        Raises RefusedError where another instance of this ledger holds it.
+        """
+        with self._writing() as (connection, identity):
+            self._verified(connection, identity, lease, lock=True)
+            # As for a plan: whoever reserves has the ledger to itself.
+            connection.execute(sa.select(t.LEDGER.c.id).with_for_update())
+            table = t.RESERVATIONS
+            for row in connection.execute(sa.select(table).where(table.c.key.in_(list(held)))).all():
+                if row.instance != held[row.key] or row.fleet != lease.fleet:
+                    cause = f"{row.key} is what {row.instance} of fleet {row.fleet} holds"
+                    remedy = "See who else gives addresses out there, then run again"
+                    raise RefusedError(f"instance {held[row.key]}", cause, remedy)
+                connection.execute(sa.delete(table).where(table.c.key == row.key))
+            rows = [{"key": key, "fleet": lease.fleet, "instance": name} for key, name in held.items()]
+            if rows:
+                connection.execute(sa.insert(table), rows)
+
     def seal(self, lease: Lease, instances: Iterable[Instance], seals: Mapping[str, str]) -> None:
         """Keep by what stopped instances are known again (see Provider.seals), until a plan starts them.
 
@@ -582,6 +602,12 @@ class _Book:
                     f"fleet {self._fleet}", f"{other.key} was taken meanwhile, by {other.instance} of fleet {other.fleet}", "Run again"
                 )
         self._replace(table, "key", "instance", plan.reserved)
+        known = {row.band: row.following for row in self._connection.execute(sa.select(t.BANDS))}
+        for band, following in plan.issued.items():
+            if band not in known:
+                self._insert(t.BANDS, band=band, following=following)
+            elif following > known[band]:
+                self._connection.execute(sa.update(t.BANDS).where(t.BANDS.c.band == band).values(following=following))
         self._replace(t.SERVERS, "instance", "id", plan.servers)
         highest = max(plan.servers.values(), default=0)
         if highest >= self._row["next_server"]:
@@ -650,9 +676,10 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
     if identity is None:
         return History(ledger="", next_server=FIRST_SERVER)
     reserved = {row.key: row.instance for row in connection.execute(sa.select(t.RESERVATIONS.c.key, t.RESERVATIONS.c.instance))}
+    issued = {row.band: row.following for row in connection.execute(sa.select(t.BANDS))}
     row = connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet)).one_or_none()
     if row is None:
-        return History(ledger=identity.id, next_server=FIRST_SERVER, reserved=reserved)
+        return History(ledger=identity.id, next_server=FIRST_SERVER, reserved=reserved, issued=issued)
     columns = [t.RELEASES.c[name] for name in Release.__dataclass_fields__]
     releases = connection.execute(sa.select(*columns).where(t.RELEASES.c.fleet == fleet).order_by(t.RELEASES.c.number))
     servers = connection.execute(sa.select(t.SERVERS.c.instance, t.SERVERS.c.id).where(t.SERVERS.c.fleet == fleet))
@@ -664,7 +691,7 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
     return History(
         ledger=identity.id, fence=row.fence, live=row.live, next_release=row.next_release, next_server=row.next_server,
         releases=tuple(Release(**release._mapping) for release in releases), entry=entry,
-        servers={server.instance: server.id for server in servers}, reserved=reserved, since=row.since,
+        servers={server.instance: server.id for server in servers}, reserved=reserved, since=row.since, issued=issued,
     )
 
 

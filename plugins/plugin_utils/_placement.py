@@ -11,12 +11,17 @@ from __future__ import annotations
 import heapq
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 
 from ..module_utils._errors import RefusedError
-from ..module_utils._model import Instance, Pool
+from ..module_utils._model import History, Instance, Pool, Server, Step
 
 Place = tuple[str, str, int]
 """Host, address, port. The address is empty where the provider finds it out after the start."""
+
+NEEDY = ("check", "stage", "gate", "switch", "watch")
+"""The kinds of steps that need to know where an instance is."""
 
 
 def places(fleet: str, pools: Sequence[Pool], port: int, count: int, beside: Iterable[str], taken: Collection[str]) -> list[Place]:
@@ -48,24 +53,110 @@ def places(fleet: str, pools: Sequence[Pool], port: int, count: int, beside: Ite
     return found
 
 
-def reservation(instance: Instance, pools: Mapping[str, Pool]) -> str:
-    """`HOST KEY` of an instance, empty while its address is not known."""
-    if not instance.address:
-        return ""
+def reservations(instance: Instance, pools: Mapping[str, Pool]) -> tuple[str, ...]:
+    """What an instance holds that nobody else may have, each as `HOST KEY`: its address, once that is known, and its number.
+
+    HOST is the realm where several hosts share addresses and numbers.
+    """
     pool = pools.get(instance.host)
-    return f"{instance.host} {pool.key(instance.address, instance.port) if pool else instance.address}"
+    # A host that takes no new instances now, an offline node for example, is of the same realm as the others.
+    home = pool.realm or pool.host if pool else next((item.realm for item in pools.values() if item.realm), instance.host)
+    address = pool.key(instance.address, instance.port) if pool else instance.address
+    keys = ([address] if instance.address else []) + ([f"#{instance.number}"] if instance.number else [])
+    return tuple(f"{home} {key}" for key in keys)
 
 
-def place_of(key: str, pools: Mapping[str, Pool], port: int) -> Place | None:
-    """The place that a reservation `HOST KEY` is for, None where it is for none that is still free."""
-    host, _space, rest = key.partition(" ")
-    pool = pools.get(host)
-    if pool is None or pool.kind == "dynamic" or rest in pool.taken:
-        return None
-    if pool.kind == "published":
-        address, _colon, number = rest.rpartition(":")
-        return host, address, int(number)
-    return host, rest, port
+def place_of(keys: Iterable[str], pools: Iterable[Pool], port: int, standing: Mapping[str, int]) -> Place | None:
+    """The place that one of these reservations is for, None where it is for none that is still free.
+
+    Of several hosts of its realm it is the one with the fewest instances by `standing`.
+    """
+    for key in keys:
+        home, _space, rest = key.partition(" ")
+        free = [pool for pool in pools if (pool.realm or pool.host) == home and pool.kind != "dynamic" and rest not in pool.taken]
+        if rest.startswith("#") or not free:
+            continue
+        pool = min(free, key=lambda item: standing.get(item.host, 0))
+        if pool.kind == "published":
+            address, _colon, number = rest.rpartition(":")
+            return pool.host, address, int(number)
+        return pool.host, rest, port
+    return None
+
+
+def numbered(
+    fleet: str, hosts: Sequence[str], former: Sequence[Iterable[str]], pools: Mapping[str, Pool], history: History, seen: Iterable[int],
+) -> list[int]:
+    """A number for an instance on each of `hosts`, 0 where its pool has no ids. former are the reservations that each held already.
+
+    Numbers only grow: each is above all that this ledger ever issued in the pool's band, or in one that overlaps it, and above those of
+    `seen`, the fleet's own instances as observed. So nothing that is remembered by its number can ever mean another. Raises
+    RefusedError where a band is used up.
+    """
+    fresh: dict[str, Iterator[int]] = {}
+    made = []
+    for host, keys in zip(hosts, former, strict=True):
+        pool = pools[host]
+        if not pool.ids[1]:
+            made.append(0)
+            continue
+        home, taken = pool.realm or pool.host, set(pool.taken)
+        again = (key.partition(" #")[2] for key in keys if key.startswith(f"{home} #"))
+        number = next((int(text) for text in again if f"#{text}" not in taken and pool.ids[0] <= int(text) <= pool.ids[1]), 0)
+        if not number:
+            if home not in fresh:
+                fresh[home] = _unissued(pool, home, history, seen)
+            number = next(number for number in fresh[home] if f"#{number}" not in taken and f"{home} #{number}" not in history.reserved)
+        if number > pool.ids[1]:
+            raise RefusedError(
+                f"fleet {fleet}", f"no number is left from {pool.ids[0]} to {pool.ids[1]} on {home}, since none is ever used again",
+                "Widen the provider's range of ids",
+            )
+        made.append(number)
+    return made
+
+
+def _unissued(pool: Pool, home: str, history: History, seen: Iterable[int]) -> Iterator[int]:
+    first, last = pool.ids
+    start = max([first, *(number + 1 for number in seen if first <= number <= last)])
+    for band, following in history.issued.items():
+        owner, _space, begin = band.rpartition(" ")
+        if owner == home and int(begin) <= last and following > first:
+            start = max(start, following)
+    return count(start)
+
+
+def bands(instances: Iterable[Instance], pools: Mapping[str, Pool]) -> dict[str, int]:
+    """`HOST FIRST` of the bands that these instances have their numbers from, with the lowest number above theirs."""
+    found: dict[str, int] = {}
+    for item in instances:
+        if item.number:
+            pool = pools[item.host]
+            band = f"{pool.realm or pool.host} {pool.ids[0]}"
+            found[band] = max(found.get(band, 0), item.number + 1)
+    return found
+
+
+def addressed(steps: Iterable[Step], found: Iterable[Instance]) -> tuple[Step, ...]:
+    """The steps of a wave with the addresses that were found out only after the start, of `found`, the instances as observed then.
+
+    Raises RefusedError where a step still has an instance or a server without an address.
+    """
+    known = {item.name: item for item in found if item.address}
+
+    def filled(item: Instance) -> Instance:
+        return replace(item, address=known[item.name].address) if not item.address and item.name in known else item
+
+    def listed(server: Server) -> Server:
+        return replace(server, address=known[server.name].address) if not server.address and server.name in known else server
+
+    made = tuple(replace(step, instances=tuple(map(filled, step.instances)), servers=tuple(map(listed, step.servers))) for step in steps)
+    lost = [item.name for step in made if step.kind in NEEDY for item in step.instances if not item.address]
+    lost += [server.name for step in made if step.kind in NEEDY for server in step.servers if not server.address]
+    if lost:
+        names = ", ".join(dict.fromkeys(lost))
+        raise RefusedError(names, "no address was found out", "See the provider's options for addresses, or run again")
+    return made
 
 
 def _free(pool: Pool, port: int, used: set[str]) -> Iterator[Place]:
@@ -80,7 +171,7 @@ def _free(pool: Pool, port: int, used: set[str]) -> Iterator[Place]:
         for offset in range(int(last) - int(first) + 1):
             address = str(first + offset)
             key = pool.key(address, number)
-            if key not in held and key not in used and f"{pool.host} {key}" not in used:
+            if key not in held and key not in used and f"{pool.realm or pool.host} {key}" not in used:
                 used.add(key)
                 yield pool.host, address, number
 

@@ -12,13 +12,14 @@ serve, and which are kept? **Wave**: the steps from what is seen to the aim. All
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import count, islice
 
 from ..module_utils._errors import InvalidError, RefusedError
 from ..module_utils._model import Definition, Entry, Goal, History, Instance, Plan, Release, Server, Step, World
-from ._placement import place_of, places, reservation
+from ._placement import bands, numbered, place_of, places, reservations
 from ._scene import LIVE, Scene, runs
 
 KINDS = (
@@ -298,7 +299,8 @@ def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
             raise RefusedError(f"fleet {scene.definition.name}", f"r{live} has no predecessor", "Release an earlier image instead")
         row = former[0]
     target = replace(row, size=now.size)
-    kept = [item for item in scene.instances_of.get(target.number, ()) if item.health != "unhealthy" and item.state != "restarting"]
+    members = scene.instances_of.get(target.number, ())
+    kept = [item for item in members if item.health != "unhealthy" and item.state != "restarting" and not item.note]
     chosen = _distinct(sorted(kept, key=lambda item: (not runs(item), item.slot)))[:target.size]
     reasons = [f"back from r{live}", f"{len(chosen)} of {target.size} kept as standby"]
     return _replaced(scene, "rollback", live, target, _filled(scene, target, chosen), reasons)
@@ -317,7 +319,7 @@ def _heal(scene: Scene, live: int, goal: Goal) -> Plan:
 
 
 def _retire(scene: Scene, live: int, goal: Goal) -> Plan:
-    waves = _waves(scene, Aim(0, retire=True)) if scene.ours or scene.sights or live else ()
+    waves = _waves(scene, Aim(0, retire=True)) if any(not item.note for item in scene.ours) or scene.sights or live else ()
     return _plan(scene, "retire", live, 0, waves, Aim(0), outcome="retired", reasons=["the fleet is taken away, its history stays"])
 
 
@@ -438,17 +440,26 @@ def _filled(scene: Scene, row: Release, chosen: Iterable[Instance]) -> tuple[Ins
     names = {slot: f"{definition.name}-r{row.number}-{slot}" for slot in slots}
     port = int(row.definition.get("port", definition.port))
     # A crashed run's worker may still make what it was told to: then at the same place, so that it is what is wanted.
-    again = {name: key for key, name in history.reserved.items()} if history.entry else {}
-    found = {slot: place for slot, name in names.items() if (place := place_of(again.get(name, ""), scene.pools, port))}
-    hosts = [item.host for item in chosen] + [host for host, _address, _port in found.values()]
+    again: dict[str, list[str]] = {}
+    for key, name in history.reserved.items() if history.entry else ():
+        again.setdefault(name, []).append(key)
+    found = {}
+    standing = Counter(item.host for item in chosen)
+    for slot, name in names.items():
+        if name in again and (place := place_of(again[name], scene.world.pools, port, standing)):
+            found[slot] = place
+            standing[place[0]] += 1
     rest = [slot for slot in names if slot not in found]
-    found.update(zip(rest, places(definition.name, scene.world.pools, port, len(rest), hosts, _taken(scene)), strict=True))
+    found.update(zip(rest, places(definition.name, scene.world.pools, port, len(rest), standing.elements(), _taken(scene)), strict=True))
     image = row.digest or row.image
     made = [
         Instance(name, found[slot][0], definition.name, row.number, slot, image, found[slot][1], found[slot][2], row.revision)
         for slot, name in names.items()
     ]
-    return (*chosen, *made)
+    former = [again.get(item.name, ()) for item in made]
+    seen = [item.number for item in scene.world.instances]
+    numbers = numbered(definition.name, [item.host for item in made], former, scene.pools, history, seen)
+    return (*chosen, *(replace(item, number=number) if number else item for item, number in zip(made, numbers, strict=True)))
 
 
 def _taken(scene: Scene) -> set[str]:
@@ -501,7 +512,9 @@ def _waves(scene: Scene, aim: Aim) -> Waves:
         return (steps,) if steps else ()
     wanted = {item.name for item in aim.wanted}
     proven = {row.number for row in scene.history.releases if row.status in ("live", "standby")} | aim.keep | {aim.live, scene.history.live}
-    leftovers = tuple(item for item in scene.ours if item.release not in proven and item.name not in wanted | scene.sights.keys())
+    leftovers = tuple(
+        item for item in scene.ours if item.release not in proven and item.name not in wanted | scene.sights.keys() and not item.note
+    )
     if not leftovers:
         return (steps,)
     gone = {(item.name, item.host) for item in leftovers}
@@ -518,7 +531,8 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     backend = bool(scene.answering)
     unproven = [item for item in aim.wanted if item.name in aim.unproven]
     create = [item for item in aim.wanted if item.state == "planned"]
-    start = [item for item in unproven if item.state not in ("planned", "running")]
+    # Where a run was killed before it had learned an address, starting what runs already tells it.
+    start = [item for item in unproven if item.state != "planned" and (item.state != "running" or not item.address)]
     stage = backend and any(not scene.is_listed(name) for name in wanted)
     switch = backend and any(not scene.is_settled(name) for name in wanted) or bool(wanted) and any(scene.serves(name) for name in leaving)
     drain = [name for name in leaving if switch or not scene.is_idle(name)]
@@ -556,7 +570,7 @@ def _unwanted(scene: Scene, aim: Aim) -> tuple[tuple[Instance, ...], tuple[Insta
     stop: list[Instance] = []
     destroy: list[Instance] = []
     for item in scene.ours:
-        if (item.name, item.host) in serving or (aim.inspect and item.release == aim.inspect):
+        if (item.name, item.host) in serving or (aim.inspect and item.release == aim.inspect) or item.note:
             continue
         if scene.silent and (item.release != aim.unserved or not aim.unserved):
             continue
@@ -628,11 +642,10 @@ def _numbered(scene: Scene, aim: Aim) -> dict[str, int]:
 
 def _reserved(scene: Scene, aim: Aim) -> dict[str, str]:
     """`HOST KEY` -> name of all that the fleet holds, what a crashed run or a silent balancer may still hold included."""
-    held = {reservation(item, scene.pools): item.name for item in (*scene.ours, *aim.wanted) if item.host}
+    held = {key: item.name for item in (*scene.ours, *aim.wanted) if item.host for key in reservations(item, scene.pools)}
     for key, name in scene.history.reserved.items():
         if scene.numbers(name) != (0, 0) and (scene.history.entry or scene.silent or name in scene.sights):
             held.setdefault(key, name)
-    held.pop("", None)
     return held
 
 
@@ -640,7 +653,9 @@ def _plan(
     scene: Scene, verb: str, source: int, target: int, waves: Waves, aim: Aim, outcome: str = "live",
     release: Release | None = None, reasons: Iterable[str] = (), again: bool = False,
 ) -> Plan:
+    reasons = (*reasons, *(f"{item.name} is left alone: {item.note}" for item in scene.ours if item.note))
     if not waves:
-        return Plan(verb, source, target, outcome, (), release, tuple(reasons), again)
+        return Plan(verb, source, target, outcome, (), release, reasons, again)
     ids = {name: number for name, number in _numbered(scene, aim).items() if scene.numbers(name) != (0, 0)}
-    return Plan(verb, source, target, outcome, waves, release, tuple(reasons), again, ids, _reserved(scene, aim))
+    issued = bands((item for item in aim.wanted if item.state == "planned"), scene.pools)
+    return Plan(verb, source, target, outcome, waves, release, reasons, again, ids, _reserved(scene, aim), issued=issued)

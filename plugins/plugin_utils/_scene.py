@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..module_utils._model import Balancer, Definition, History, Instance, Pool, Release, Server, World
-from ._placement import reservation
+from ._placement import reservations
 
 LIVE = 100
 """The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
@@ -103,8 +103,8 @@ class Scene:
         """Its marker names our ledger, or our ledger has adopted it: then it holds a reservation for just this name at just this place."""
         if self.history.ledger and instance.marker.get("phoenix.fleet.ledger") == self.history.ledger:
             return True
-        key = reservation(instance, self.pools)
-        return bool(key) and self.history.reserved.get(key) == instance.name
+        keys = reservations(instance, self.pools)
+        return bool(keys) and all(self.history.reserved.get(key) == instance.name for key in keys)
 
     def numbers(self, name: str) -> tuple[int, int]:
         """Release and slot in a server's or instance's name; (0, 0) where it is not one of this fleet's."""
@@ -172,4 +172,4 @@ class Scene:
 
 
 def runs(instance: Instance) -> bool:
-    return instance.state == "running" and instance.health != "unhealthy"
+    return instance.state == "running" and instance.health != "unhealthy" and not instance.note

@@ -148,6 +148,8 @@ def _of_instances(definition: Definition, world: World, history: History) -> Ite
         row = rows.get(item.release)
         if owner != history.ledger and item.name not in history.reserved.values():
             yield f"instance {item.name} on {item.host} belongs to another ledger ({owner or 'none'}); to take it over: -e fleet_adopt=true"
+        elif item.note:
+            yield f"instance {item.name} on {item.host} is left alone: {item.note}"
         elif item.release == history.live:
             count += 1
             if item.state != "running":

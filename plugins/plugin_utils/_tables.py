@@ -119,6 +119,14 @@ else:
         sa.Column("instance", sa.String(128), nullable=False),
     )
 
+    # The bands of numbers that instances get theirs from, `HOST FIRST`: following is the lowest number that nobody ever got. It only grows.
+    BANDS = sa.Table(
+        "phoenix_bands",
+        TABLES,
+        sa.Column("band", sa.String(300), primary_key=True),
+        sa.Column("following", sa.BigInteger, nullable=False),
+    )
+
     # HAProxy's id for each instance of a fleet.
     SERVERS = sa.Table(
         "phoenix_servers",

@@ -71,14 +71,21 @@ class Case(ABC):
         """Instances as a plan has them: spread over the pools, each at its lowest free place."""
         fleet = fleet or self.fleet
         pools = self.provider.pools(fleet, self.port, self.balancers)
-        free = {pool.host: _free(pool) for pool in pools}
+        shared: dict[str, Iterator[tuple[str, int]]] = {}
+        free = {pool.host: shared.setdefault(pool.realm or pool.host, _free(pool)) for pool in pools}
         made = []
         for slot in range(first, first + count):
             host = pools[(slot - 1) % len(pools)].host
             address, port = next(free[host])
             name = f"{fleet}-r{release}-{slot}"
-            made.append(Instance(name, host, fleet, release, slot, self.blueprint.image.digest, address, port, self.blueprint.revision))
+            item = Instance(name, host, fleet, release, slot, self.blueprint.image.digest, address, port, self.blueprint.revision)
+            made.append(replace(item, number=self.numbered(name, pools[0].ids[0])))
         return tuple(made)
+
+    def numbered(self, name: str, first: int) -> int:
+        """The number of the instance of that name where they have numbers: the same for the same name, else never the same."""
+        self.numbers = getattr(self, "numbers", {})
+        return self.numbers.setdefault(name, first + len(self.numbers)) if first else 0
 
     def created(self, count: int, release: int = 1, first: int = 1) -> tuple[Instance, ...]:
         return self.provider.create(self.planned(count, release, first), self.blueprint)

@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, FleetError, UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Goal, Head, Image, Plan, Server, Step, World
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
+    Definition,
+    Goal,
+    Head,
+    Image,
+    Instance,
+    Plan,
+    Server,
+    Step,
+    World,
+)
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._placement import addressed, reservations
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._planner import KINDS, plan
 
 from .ledger import MemoryLedger
@@ -74,14 +85,26 @@ class Fleet:
         if kinds != sorted(set(kinds)):
             raise LawBrokenError(f"steps in disorder: {[step.kind for step in wave]}")
         answering = [item for item in self.site.balancers if item.host not in made.silent]
-        for step in wave:
-            self.site.tick(f"before {step.kind}")
-            self._step(made, step, answering, fence)
-            self.site.tick(f"after {step.kind}")
+        found: list[Instance] = []
+        for kind in [step.kind for step in wave]:
+            if kind not in ("create", "start") and any(not item.address for step in wave for item in _begun(step)):
+                wave = self._learn(wave, found, fence)
+            step = next(step for step in wave if step.kind == kind)
+            self.site.tick(f"before {kind}")
+            found += self._step(made, step, answering, fence) or ()
+            self.site.tick(f"after {kind}")
 
-    def _step(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> None:
+    def _learn(self, wave: Sequence[Step], found: Sequence[Instance], fence: int) -> Sequence[Step]:
+        """As the role's task does: the later steps get the addresses, and the ledger keeps them before anybody else hears of them."""
+        pools = {pool.host: pool for pool in self.provider.pools(self.definition.name, self.definition.port, ())}
+        steps = addressed(wave, found)
+        self.ledger.reserve({key: item.name for item in found for key in reservations(item, pools)}, fence)
+        return steps
+
+    def _step(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> Sequence[Instance] | None:
         if step.kind in ("create", "start"):
-            getattr(self.provider, step.kind)(step.instances, self.blueprint(made))
+            begun: Sequence[Instance] = getattr(self.provider, step.kind)(step.instances, self.blueprint(made))
+            return begun
         elif step.kind in ("stop", "destroy"):
             getattr(self.provider, step.kind)(step.instances, self.definition.stop_timeout)
         elif step.kind == "check":
@@ -100,6 +123,7 @@ class Fleet:
             self._wait(step, answering, lambda line: not line.sessions, "idle")
         else:
             self._apply(made, step, answering, fence)
+        return None
 
     def blueprint(self, made: Plan) -> Blueprint:
         assert made.release is not None
@@ -119,8 +143,7 @@ class Fleet:
         forward = made.outcome == "live" and step.kind != "stage"
         live = made.target if forward else made.source
         head = Head(self.ledger.name, fence, self.definition.name, live, max(self.ledger.next_release, made.target + 1))
-        addresses = {name: box.instance.address for (_host, name), box in self.site.boxes.items()}
-        servers = [Server(s.name, s.address or addresses[s.name], s.port, s.id, s.weight, s.state) for s in step.servers]
+        servers = [Server(s.name, s.address, s.port, s.id, s.weight, s.state) for s in step.servers]
         lost = None
         for balancer in answering:
             try:
@@ -129,3 +152,7 @@ class Fleet:
                 lost = error
         if lost:
             raise lost
+
+
+def _begun(step: Step) -> Sequence[Instance]:
+    return step.instances if step.kind in ("create", "start") else ()

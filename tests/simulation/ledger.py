@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import LeaseError, RefusedError
@@ -29,6 +30,7 @@ class MemoryLedger:
         self.plan: Plan | None = None
         self.servers: dict[str, int] = {}
         self.reserved: dict[str, str] = {}
+        self.issued: dict[str, int] = {}
         self.clock = 0
         site.rejected = lambda: [row.number for row in self.releases.values() if row.status == "failed"]
 
@@ -36,7 +38,7 @@ class MemoryLedger:
         rows = tuple(self.releases[number] for number in sorted(self.releases))
         return History(
             self.name, self.fence, self.live, self.next_release, self.next_server, rows, self.entry, dict(self.servers),
-            dict(self.reserved),
+            dict(self.reserved), issued=dict(self.issued),
         )
 
     def acquire(self) -> int:
@@ -75,8 +77,22 @@ class MemoryLedger:
         self.plan = plan
 
     def _hold(self, plan: Plan) -> None:
-        self.servers, self.reserved = dict(plan.servers), dict(plan.reserved)
+        others = {key: name for key, name in self.reserved.items() if not self.site.numbers(name)}
+        self.servers, self.reserved = dict(plan.servers), {**others, **plan.reserved}
+        self.issued.update(plan.issued)
         self.next_server = max([self.next_server - 1, *self.servers.values()]) + 1
+
+    def reserve(self, held: Mapping[str, str], fence: int) -> None:
+        self._check(fence)
+        self.site.tick("before the addresses")
+        self.write_reserved(held)
+        self.site.tick("after the addresses")
+
+    def write_reserved(self, held: Mapping[str, str]) -> None:
+        for key, name in held.items():
+            if self.reserved.get(key, name) != name:
+                raise RefusedError(name, f"{key} is what {self.reserved[key]} holds")
+        self.reserved.update(held)
 
     def record(self, record: str, fence: int) -> None:
         self._check(fence)

@@ -32,11 +32,15 @@ class Crash(BaseException):
 
 @dataclass
 class Box:
-    """An instance as it is. well: it answers, if it runs. serial grows with each start and each change by somebody's hand."""
+    """An instance as it is. well: it answers, if it runs. serial grows with each start and each change by somebody's hand.
+
+    shy: where addresses are found out, nobody has yet heard its own. That takes time, or a start that waits for it.
+    """
 
     instance: Instance
     well: bool = True
     serial: int = 0
+    shy: bool = False
 
     @property
     def answers(self) -> bool:
@@ -145,6 +149,7 @@ class Site:
     died: set[str] = field(default_factory=set)
     kills: int = 0
     fleet: str = "web"
+    numbers_given: dict[int, str] = field(default_factory=dict)
 
     def tick(self, what: str) -> None:
         self.ticks += 1
@@ -172,6 +177,8 @@ class Site:
     def pass_time(self) -> None:
         for balancer in self.balancers:
             balancer.pass_time()
+        for box in self.boxes.values():
+            box.shy = False
 
     # The laws
 
@@ -227,11 +234,15 @@ class Site:
 class SimulatedProvider:
     """The provider protocol on a Site. It passes the contract of the real ones (tests/unit/test_simulation.py)."""
 
-    def __init__(self, site: Site, hosts: Sequence[str] = ("local",), kind: str = "network", room: int = 60) -> None:
+    def __init__(
+        self, site: Site, hosts: Sequence[str] = ("local",), kind: str = "network", room: int = 60, ids: tuple[int, int] = (0, 0),
+    ) -> None:
+        """ids: the hosts are a cluster, which shares one range of addresses, and where everything has a number (see Pool)."""
         self.site = site
         self.hosts = tuple(hosts)
         self.kind = kind
         self.room = room
+        self.ids = ids
         self.silent = False
 
     # Asking
@@ -244,10 +255,12 @@ class SimulatedProvider:
 
     def pools(self, fleet: str, port: int, balancers: Sequence[str]) -> tuple[Pool, ...]:
         self._answer()
-        return tuple(self._pool(host, f"10.0.{number}", port) for number, host in enumerate(self.hosts, 1))
+        pools = tuple(self._pool(host, f"10.0.{1 if self.ids[1] else number}", port) for number, host in enumerate(self.hosts, 1))
+        numbers = tuple(f"#{box.instance.number}" for box in self.site.boxes.values() if box.instance.number)
+        return tuple(replace(pool, realm="cluster", ids=self.ids, taken=pool.taken + numbers) if self.ids[1] else pool for pool in pools)
 
     def _pool(self, host: str, network: str, port: int) -> Pool:
-        here = [box.instance for box in self.site.boxes.values() if box.instance.host == host]
+        here = [box.instance for box in self.site.boxes.values() if box.instance.host == host or self.ids[1]]
         if self.kind == "dynamic":
             return Pool(host, "dynamic", ports=(port, port))
         if self.kind == "published":
@@ -257,8 +270,13 @@ class SimulatedProvider:
 
     def observe(self, fleet: str) -> tuple[Instance, ...]:
         self._answer()
-        found = (box.instance for box in self.site.boxes.values() if box.instance.fleet == fleet)
+        found = (self._as_seen(box) for box in self.site.boxes.values() if box.instance.fleet == fleet)
         return tuple(sorted(found, key=lambda item: (item.release, item.slot, item.host)))
+
+    def _as_seen(self, box: Box) -> Instance:
+        """Where addresses are found out, what is stopped or has just been made does not tell its own."""
+        hidden = self.kind == "dynamic" and box.instance.marker and (box.shy or box.instance.state != "running")
+        return replace(box.instance, address="") if hidden else box.instance
 
     def preflight(self, instances: Sequence[Instance], blueprint: Blueprint) -> None:
         self._answer()
@@ -277,10 +295,19 @@ class SimulatedProvider:
     # Acting
 
     def create(self, instances: Sequence[Instance], blueprint: Blueprint) -> tuple[Instance, ...]:
-        return self._each(instances, lambda item: self._create(item, blueprint))
+        def create(item: Instance) -> Instance:
+            return self._create(item, blueprint)
+
+        return self._heard(self._each(instances, create))
 
     def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> tuple[Instance, ...]:
-        return self._each(instances, self._start)
+        return self._heard(self._each(instances, self._start))
+
+    def _heard(self, made: tuple[Instance, ...]) -> tuple[Instance, ...]:
+        """A start waits until each has told its address."""
+        for item in made:
+            self.site.boxes[item.host, item.name].shy = False
+        return made
 
     def stop(self, instances: Sequence[Instance], timeout: int) -> None:
         self._each(instances, self._stop)
@@ -295,6 +322,14 @@ class SimulatedProvider:
             if existing.instance.marker.get(LEDGER) != blueprint.ledger:
                 raise RefusedError(f"instance {planned.name} on {planned.host}", "its name is taken by somebody else's")
             return existing.instance
+        if bool(planned.number) != bool(self.ids[1]):
+            raise LawBrokenError(f"{planned.name} has the number {planned.number}")
+        if planned.number:
+            former = site.numbers_given.setdefault(planned.number, planned.name)
+            if former != planned.name:
+                raise LawBrokenError(f"{planned.name} has the number {planned.number}, which was {former}'s")
+            if any(box.instance.number == planned.number for box in site.boxes.values()):
+                raise RefusedError(f"instance {planned.name} on {planned.host}", f"number {planned.number} is already in use")
         site.serial += 1
         address = planned.address or f"10.9.{site.serial // 250}.{site.serial % 250 + 1}"
         if any((box.instance.address, box.instance.port) == (address, planned.port) for box in site.boxes.values()):
@@ -310,7 +345,7 @@ class SimulatedProvider:
             LEDGER: blueprint.ledger, "phoenix.fleet.hash": blueprint.hash,
         }
         made = replace(made, marker=marker)
-        site.boxes[made.host, made.name] = Box(made, well=made.image not in site.bad_images)
+        site.boxes[made.host, made.name] = Box(made, well=made.image not in site.bad_images, shy=True)
         return made
 
     def late(self, planned: Instance, blueprint: Blueprint) -> None:
@@ -325,6 +360,7 @@ class SimulatedProvider:
         if box.instance.state != "running":
             box.instance = replace(box.instance, state="running")
             box.serial += 1
+            box.shy = True
             self.site.died.discard(item.name)
         return box.instance
 

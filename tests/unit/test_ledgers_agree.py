@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,11 @@ class TwinLedger(MemoryLedger):
         super().write_intent(plan)
         self._same()
 
+    def write_reserved(self, held: Mapping[str, str]) -> None:
+        self.real.reserve(self.lease, held)
+        super().write_reserved(held)
+        self._same()
+
     def write_record(self, record: str) -> None:
         self.real.record(self.lease, record)
         super().write_record(record)
@@ -54,7 +60,7 @@ def plainly(history: History) -> dict[str, Any]:
     entry = history.entry and (history.entry.verb, history.entry.source, history.entry.target, set(history.entry.records) - {"intent"})
     known = {"live": history.live, "next": history.next_release, "server": history.next_server, "fence": history.fence, "entry": entry}
     rows = [(row.number, row.status if row.status != "retired" else "standby", row.digest, row.size) for row in history.releases]
-    return {**known, "rows": rows, "servers": dict(history.servers), "reserved": dict(history.reserved)}
+    return {**known, "rows": rows, **{key: dict(getattr(history, key)) for key in ("servers", "reserved", "issued")}}
 
 
 def release(image: str, force: bool = False) -> Goal:
@@ -67,13 +73,14 @@ goals = st.sampled_from([
 ])
 
 
-@given(st.lists(st.tuples(goals, st.integers(1, 150)), min_size=1, max_size=5))
-@settings(max_examples=40)
-def test_every_record_means_the_same_in_both(runs: list[tuple[Goal, int]]) -> None:
+@given(st.lists(st.tuples(goals, st.integers(1, 150)), min_size=1, max_size=5), st.sampled_from(["network", "dynamic"]))
+@settings(max_examples=60)
+def test_every_record_means_the_same_in_both(runs: list[tuple[Goal, int]], kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         site = Site(bad_images={"sha256:shop:bad"})
         site.balancers = [HAProxy(site, "lb1")]
-        fleet = Fleet(site, SimulatedProvider(site), TwinLedger(site, folder), Definition("web", "shop:1", 8080, balancers=("lb1",)))
+        provider = SimulatedProvider(site, kind=kind, ids=(100, 999) if kind == "dynamic" else (0, 0))
+        fleet = Fleet(site, provider, TwinLedger(site, folder), Definition("web", "shop:1", 8080, balancers=("lb1",)))
         for goal, at in [(release("shop:1"), 0), *runs, (Goal("heal"), 0)]:
             site.ticks, site.events = 0, {at: crash}
             try:

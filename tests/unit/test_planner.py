@@ -37,11 +37,13 @@ from ansible_collections.phoenix.fleet.tests.simulation.ledger import MemoryLedg
 from ansible_collections.phoenix.fleet.tests.simulation.world import Box, Crash, HAProxy, SimulatedProvider, Site, picture
 
 
-def fleet_of(size: int = 2, balancers: int = 1, hosts: int = 1, kind: str = "network", room: int = 60, **more: Any) -> Fleet:
+def fleet_of(
+    size: int = 2, balancers: int = 1, hosts: int = 1, kind: str = "network", room: int = 60, ids: tuple[int, int] = (0, 0), **more: Any,
+) -> Fleet:
     site = Site(bad_images={"sha256:shop:bad"})
     site.balancers = [HAProxy(site, f"lb{number}") for number in range(1, balancers + 1)]
     names = tuple(item.host for item in site.balancers)
-    provider = SimulatedProvider(site, [f"host{number}" for number in range(1, hosts + 1)], kind, room)
+    provider = SimulatedProvider(site, [f"host{number}" for number in range(1, hosts + 1)], kind, room, ids)
     return Fleet(site, provider, MemoryLedger(site), Definition("web", "shop:1", 8080, size=size, balancers=names, **more))
 
 
@@ -57,8 +59,11 @@ def release(image: str, shape: str = "h", force: bool = False) -> Goal:
     return Goal("release", Image(image, f"sha256:{image}"), shape, force)
 
 
-def crashed(fleet: Fleet, goal: Goal, instant: str, times: int = 1) -> Fleet:
-    """The fleet after a run that was killed when the simulated world had just said `instant`, for the so-many-eth time."""
+def crashed(fleet: Fleet, goal: Goal, instant: str, times: int = 1, settled: bool = True) -> Fleet:
+    """The fleet after a run that was killed when the simulated world had just said `instant`, for the so-many-eth time.
+
+    settled: some time has passed since.
+    """
     tick, seen = fleet.site.tick, Counter[str]()
 
     def dying(what: str) -> None:
@@ -71,7 +76,8 @@ def crashed(fleet: Fleet, goal: Goal, instant: str, times: int = 1) -> Fleet:
     with pytest.raises(Crash):
         fleet.run(goal)
     fleet.site.tick = tick  # type: ignore[method-assign]
-    fleet.site.pass_time()
+    if settled:
+        fleet.site.pass_time()
     return fleet
 
 
@@ -432,6 +438,97 @@ def test_what_failed_the_watch_is_rejected_however_well_it_looks_afterwards() ->
 
 
 # Every balancer
+
+# Clusters, whose instances have numbers and share a range of addresses
+
+def created(fleet: Fleet, goal: Goal) -> list[tuple[str, str, int]]:
+    made = [item for wave in fleet.plan(goal).waves for step in wave if step.kind == "create" for item in step.instances]
+    return [(item.host, item.address, item.number) for item in made]
+
+
+def test_numbers_only_grow_and_addresses_are_shared_by_a_cluster() -> None:
+    fleet = released("shop:1", hosts=2, ids=(100, 999))
+    assert sorted(item.number for item in fleet.provider.observe("web")) == [100, 101]
+    assert created(fleet, release("shop:2")) == [("host1", "10.0.1.3", 102), ("host2", "10.0.1.4", 103)]
+    fleet.run(Goal("retire"))
+    assert fleet.provider.observe("web") == ()
+    assert created(fleet, release("shop:1")) == [("host1", "10.0.1.1", 102), ("host2", "10.0.1.2", 103)]
+
+
+@pytest.mark.parametrize(("issued", "first"), [
+    ({"cluster 100": 150}, 150), ({"cluster 50": 120}, 120), ({"cluster 140": 160}, 160), ({"cluster 500": 600}, 100),
+    ({"cluster 50": 100}, 100), ({"elsewhere 100": 150}, 100),
+])
+def test_a_number_of_an_overlapping_band_is_never_issued_again(issued: dict[str, int], first: int) -> None:
+    fleet = fleet_of(ids=(100, 199))
+    fleet.ledger.issued = issued
+    assert [number for _host, _address, number in created(fleet, release("shop:1"))] == [first, first + 1]
+
+
+def test_a_number_that_a_stranger_has_is_left_out() -> None:
+    fleet = fleet_of(ids=(100, 199))
+    fleet.site.boxes["host1", "db"] = Box(Instance("db", "host1", "", 0, 0, "", "10.0.1.1", 80, id="x", number=100))
+    assert created(fleet, release("shop:1")) == [("host1", "10.0.1.2", 101), ("host1", "10.0.1.3", 102)]
+
+
+def test_a_lost_ledger_begins_above_the_numbers_that_are_seen() -> None:
+    fleet = released("shop:1", ids=(100, 199), adopt=True)
+    fleet.ledger = MemoryLedger(fleet.site, "new")
+    fleet.run(Goal("heal"))
+    assert [number for _host, _address, number in created(fleet, release("shop:2"))] == [102, 103]
+
+
+def test_a_band_that_is_used_up_is_refused_before_anything_is_made() -> None:
+    fleet = released("shop:1", ids=(100, 102))
+    with pytest.raises(RefusedError, match="no number is left from 100 to 102 on cluster.*Widen"):
+        fleet.plan(release("shop:2"))
+
+
+def test_a_killed_run_s_numbers_and_addresses_are_its_instances_own() -> None:
+    fleet = crashed(released("shop:1", hosts=2, ids=(100, 999)), Goal("scale", size=4), "before create web-r1-4")
+    assert created(fleet, Goal("scale", size=4)) == [("host2", "10.0.1.4", 103)]
+
+
+def test_what_an_operator_has_to_free_first_is_left_alone_and_told() -> None:
+    fleet = released("shop:1", "shop:2", ids=(100, 999), keep=0)
+    box = Box(Instance("web-r1-1", "host1", "web", 1, 1, "", "10.0.1.1", 8080, id="x", number=100, note="run qm unlock 100 there"))
+    box.instance = replace(box.instance, marker={"phoenix.fleet.ledger": "ours", "phoenix.fleet.release": "1"})
+    fleet.site.boxes["host1", "web-r1-1"] = box
+    assert not fleet.plan(Goal("heal")).waves
+    made = fleet.plan(release("shop:1"))
+    assert "web-r1-1 is left alone: run qm unlock 100 there" in made.reasons
+    assert not any(item.release == 1 for wave in made.waves for step in wave if step.kind in ("destroy", "stop") for item in step.instances)
+    assert made.reserved["cluster #100"] == "web-r1-1"
+
+
+# Addresses that are found out only after the start
+
+@pytest.mark.parametrize("instant", ["after create web-r2-2", "before the addresses", "after the addresses", "before stage"])
+def test_a_run_killed_before_an_address_was_recorded_leaves_nothing(instant: str) -> None:
+    fleet = crashed(released("shop:1", kind="dynamic"), release("shop:2"), instant)
+    fleet.run(release("shop:3"))
+    assert {item.release for item in fleet.provider.observe("web") if item.state == "running"} == {3}
+    assert not [name for name in fleet.ledger.reserved.values() if name.startswith("web-r2-")]
+    assert len([name for name in fleet.ledger.reserved.values() if name.startswith("web-r3-")]) == 2
+
+
+def test_an_instance_whose_address_nobody_has_heard_yet_is_asked_for_it() -> None:
+    fleet = released("shop:1", kind="dynamic")
+    fleet.site.kill("web-r1-1")
+    crashed(fleet, Goal("heal"), "after create web-r1-3", settled=False)
+    assert [item.address for item in fleet.provider.observe("web") if item.name == "web-r1-3"] == [""]
+    assert "start r1-3" in told(fleet.plan(Goal("heal")))
+    fleet.run(Goal("heal"))
+    assert not fleet.plan(Goal("heal")).waves
+
+
+def test_an_address_that_another_instance_holds_is_refused() -> None:
+    fleet = released("shop:1", kind="dynamic")
+    fleet.ledger.reserved["host1 10.9.0.5"] = "other-r1-1"
+    with pytest.raises(RefusedError, match="other-r1-1"):
+        fleet.run(release("shop:2"))
+    assert {item.release for item in fleet.provider.observe("web")} == {1}
+
 
 def test_a_silent_balancer_refuses_before_anything_is_made() -> None:
     fleet = released("shop:1", balancers=2)

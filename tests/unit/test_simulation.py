@@ -21,9 +21,9 @@ class SimulatedCase(Case):
     port = 8080
     blueprint = Blueprint(Image("shop:1", "sha256:shop:1"), hash="h", ledger="ours", revision="abc")
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, ids: tuple[int, int] = (0, 0)) -> None:
         self.site = Site()
-        self.provider = SimulatedProvider(self.site, ("one", "two"), kind)
+        self.provider = SimulatedProvider(self.site, ("one", "two"), kind, ids=ids)
 
     def crash(self, instance: Instance) -> None:
         self.site.kill(instance.name)
@@ -50,6 +50,6 @@ class SimulatedCase(Case):
 
 
 class TestSimulatedProvider(ProviderContract):
-    @pytest.fixture(params=["network", "published", "dynamic"])
+    @pytest.fixture(params=["network", "published", "dynamic", "cluster"])
     def case(self, request: pytest.FixtureRequest) -> SimulatedCase:
-        return SimulatedCase(request.param)
+        return SimulatedCase("network", (100, 999)) if request.param == "cluster" else SimulatedCase(request.param)
