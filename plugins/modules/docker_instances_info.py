@@ -67,6 +67,8 @@ instances:
     health: {description: "The engine's health check, V(healthy), V(unhealthy), V(starting) or V(none).", type: str, returned: always}
     created: {description: "When it was made, in UTC.", type: str, returned: always}
     marker: {description: The labels that say whose it is., type: dict, returned: always}
+    number: {description: "Its number where the ledger issues one, here always 0.", type: int, returned: always}
+    note: {description: "What somebody has to do before anything can be done to it, here always empty.", type: str, returned: always}
   sample:
     - name: web-r42-1
       id: 9f3c1e6b7d20
