@@ -14,12 +14,10 @@ import tarfile
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from .._model import Instance
+from ._marker import ADDRESS, LABEL, NAME, RELEASE, SLOT, facts_of, marker_of
 from .base import Blueprint
 
-LABEL = "phoenix.fleet."
-NAME, RELEASE, SLOT, LEDGER = LABEL + "name", LABEL + "release", LABEL + "slot", LABEL + "ledger"
-# Beside the marker: what the listing of a stopped container does not tell.
-ADDRESS, MEMORY = LABEL + "address", LABEL + "memory"
+MEMORY = LABEL + "memory"  # beside the marker: the listing of a container does not tell it
 SECRETS = "/run/secrets"
 STATES = {"created": "created", "running": "running", "restarting": "restarting", "paused": "running"}
 
@@ -101,14 +99,6 @@ def is_id(reference: str) -> bool:
 
 # --- what an instance is made of --------------------------------------------------------------------------------------
 
-def marker_of(instance: Instance, blueprint: Blueprint, created: str) -> Dict[str, str]:
-    return {
-        NAME: instance.fleet, RELEASE: str(instance.release), SLOT: str(instance.slot), LEDGER: blueprint.ledger,
-        LABEL + "image": blueprint.image.digest, LABEL + "revision": blueprint.revision, LABEL + "created": created,
-        LABEL + "hash": blueprint.hash,
-    }
-
-
 def secrets_of(fleet: str, release: int) -> str:
     """The name of the volume with a release's secrets."""
     return f"{fleet}-r{release}"
@@ -121,10 +111,6 @@ def container_config(
 
     Pure; options are settled ones.
     """
-    facts = {
-        "PHOENIX_FLEET": instance.fleet, "PHOENIX_RELEASE": str(instance.release), "PHOENIX_INSTANCE": instance.name,
-        "PHOENIX_REVISION": blueprint.revision,
-    }
     labels = marker_of(instance, blueprint, created)
     labels[ADDRESS] = f"{instance.address}:{instance.port}"
     host: Dict[str, Any] = {
@@ -134,7 +120,7 @@ def container_config(
     }
     config: Dict[str, Any] = {
         "Image": blueprint.image.digest, "Labels": labels, "HostConfig": host,
-        "Env": [f"{key}={value}" for key, value in {**options.get("environment", {}), **facts}.items()],
+        "Env": [f"{key}={value}" for key, value in {**options.get("environment", {}), **facts_of(instance, blueprint)}.items()],
     }
     if network:
         host["NetworkMode"] = network

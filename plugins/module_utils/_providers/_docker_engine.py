@@ -18,9 +18,10 @@ from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
 from .._concurrency import LIMIT
 from .._errors import InvalidError, RefusedError, UnreachableError
 from .._model import Instance
-from ._docker_container import NAME, registry_of, seen_in
+from ._docker_container import registry_of, seen_in
 from ._docker_options import subnet_of
 from ._hosts import is_here
+from ._marker import NAME
 
 try:
     import docker as sdk

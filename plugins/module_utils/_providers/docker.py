@@ -25,14 +25,8 @@ from .._concurrency import LIMIT, each
 from .._errors import InvalidError, RefusedError
 from .._model import Image, Instance, LastWords, Pool
 from ._docker_container import (
-    ADDRESS,
-    LABEL,
-    LEDGER,
     MEMORY,
-    NAME,
-    RELEASE,
     SECRETS,
-    SLOT,
     STATES,
     account_in,
     container_config,
@@ -40,7 +34,6 @@ from ._docker_container import (
     held_addresses,
     held_ports,
     is_id,
-    marker_of,
     mount_of,
     name_in,
     names_registry,
@@ -51,6 +44,7 @@ from ._docker_container import (
 from ._docker_engine import Engine, Refusal, required_sdk, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
 from ._hosts import resolved, same_place
+from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of, said_by
 from .base import Blueprint
 
 __all__ = ["OPTIONS", "DockerProvider", "connect", "mistakes", "settle", "shape"]
@@ -478,11 +472,6 @@ class DockerProvider:
             row = account_in(table("/etc/group"), group)
             gid = int(row[2]) if row else int(group) if group.isdigit() else gid
         return uid, gid
-
-
-def said_by(instance: Instance) -> str:
-    """The part of a marker that says whose the instance is, in words."""
-    return f"fleet {instance.fleet}, release {instance.release}, ledger {instance.marker.get(LEDGER) or '(none)'}"
 
 
 def settled_of(blueprint: Blueprint) -> Dict[str, Any]:

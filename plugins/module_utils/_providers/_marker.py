@@ -1,0 +1,40 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""The marker that every instance bears, wherever it lives, and the facts that are known within it. Pure."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+from .._model import Instance
+from .base import Blueprint
+
+LABEL = "phoenix.fleet."
+NAME, RELEASE, SLOT, LEDGER = LABEL + "name", LABEL + "release", LABEL + "slot", LABEL + "ledger"
+# Beside the marker: what a stopped instance does not tell.
+ADDRESS = LABEL + "address"
+
+
+def marker_of(instance: Instance, blueprint: Blueprint, created: str) -> Dict[str, str]:
+    return {
+        NAME: instance.fleet, RELEASE: str(instance.release), SLOT: str(instance.slot), LEDGER: blueprint.ledger,
+        LABEL + "image": blueprint.image.digest, LABEL + "revision": blueprint.revision, LABEL + "created": created,
+        LABEL + "hash": blueprint.hash,
+    }
+
+
+def facts_of(instance: Instance, blueprint: Blueprint) -> Dict[str, str]:
+    """The environment by which an instance knows who it is."""
+    return {
+        "PHOENIX_FLEET": instance.fleet, "PHOENIX_RELEASE": str(instance.release), "PHOENIX_INSTANCE": instance.name,
+        "PHOENIX_REVISION": blueprint.revision,
+    }
+
+
+def said_by(instance: Instance) -> str:
+    """The part of a marker that says whose the instance is, in words."""
+    return f"fleet {instance.fleet}, release {instance.release}, ledger {instance.marker.get(LEDGER) or '(none)'}"
