@@ -9,8 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 from pathlib import Path
 
+import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import _files as files
 
 
@@ -32,3 +35,22 @@ def test_what_a_killed_run_left_is_gone_after_the_next_write(tmp_path: Path) -> 
     with files.candidate(str(path), "after") as new:
         files.replace(new, str(path))
     assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("web.cfg", "after")]
+
+
+def test_a_process_that_ends_meanwhile_hides_no_connection_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process and a child are the former workers of a HAProxy; the child has ended when the kernel's table is asked for by its id."""
+    read = files.read
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()),
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child,
+    ):
+        ours = {f"/proc/{pid}/comm": "haproxy\n" for pid in (os.getpid(), child.pid)}
+
+        def fake(path: str) -> str | None:
+            if path.endswith("/comm"):
+                return ours.get(path)
+            return None if path.startswith(f"/proc/{child.pid}/") else read(path)
+
+        monkeypatch.setattr(files, "read", fake)
+        assert files.connections(1, [server.getsockname()]) == {server.getsockname(): 1}
+        child.kill()

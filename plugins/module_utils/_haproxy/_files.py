@@ -265,15 +265,23 @@ def connections(current: int, addresses: Sequence[Tuple[str, int]]) -> Mapping[T
         if _is_ip(address):
             wanted[(ipaddress.ip_address(address), port)] = (address, port)
     owned = None if others is None else {inode for pid in others for inode in _sockets(pid)}
-    tables = {_link(f"/proc/{pid}/ns/net"): pid for pid in (others if others else ["self"])}
-    for pid in tables.values():
+    spaces: Dict[str, List[str]] = {}
+    for process in map(str, others) if others else ["self"]:
+        spaces.setdefault(_link(f"/proc/{process}/ns/net"), []).append(process)
+    for processes in spaces.values():
         for name in ("tcp", "tcp6"):
-            for line in (read(f"/proc/{pid}/net/{name}") or "").splitlines()[1:]:
+            for line in _table(processes, name).splitlines()[1:]:
                 words = line.split()
                 key = wanted.get(_remote(words[2]))
                 if key is not None and words[3] == "01" and (owned is None or words[9] in owned):
                     count[key] += 1
     return count
+
+
+def _table(processes: Sequence[str], name: str) -> str:
+    """The kernel's table of the network namespace that these processes share; empty only where all of them have ended meanwhile."""
+    found = (read(f"/proc/{process}/net/{name}") for process in processes)
+    return next((text for text in found if text is not None), "")
 
 
 def _link(path: str) -> str:
