@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 DEADLINE = 15.0
+PROGRAM = os.environ.get("HAPROXY_PROGRAM", "haproxy")
+"""The HAProxy to test with, so that another version than the machine's can be tried."""
 
 
 class HAProxyProcess:
@@ -64,7 +66,7 @@ class HAProxyProcess:
 
     def start(self) -> HAProxyProcess:
         self.run.mkdir(mode=0o700, exist_ok=True)
-        command = ["haproxy", "-W", "-db", "-f", str(self.config), "-f", str(self.config_dir)]
+        command = [PROGRAM, "-W", "-db", "-f", str(self.config), "-f", str(self.config_dir)]
         command += ["-S", str(self.master_socket)] if self.master_socket else []
         with open(self.log, "ab") as log:
             environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin"}

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 import pytest
-from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, LeaseError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, LeaseError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import _files as files
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import backend as backends
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import client
@@ -286,3 +286,34 @@ def test_servers_without_an_id_keep_theirs_or_get_the_next() -> None:
     listed = [{"name": "b", "address": "192.0.2.2", "port": 80}, {"name": "a", "address": "192.0.2.1", "port": 80}]
     made = backends.standing(listed, (Server("a", "192.0.2.1", 80, 10007),))
     assert [(server.name, server.id, server.weight) for server in made] == [("b", 10008, 100), ("a", 10007, 100)]
+
+
+ENDING, ENDED, SILENT = "Can't connect to the target CLI!\n", "Can't find the target PID matching the prefix '@!12'!\n", "nothing"
+
+
+def worker_that_says(replies: list[str], timeout: float = 10.0) -> client.Client:
+    """A client whose master passes these replies on; the last one again and again."""
+    def master(command: str, timeout: float = 0) -> str:
+        reply = replies.pop(0) if replies[1:] else replies[0]
+        if reply is SILENT:
+            raise UnreachableError("HAProxy's master", "timed out")
+        return reply
+
+    line = client.Client("/none", "/none", timeout)
+    line.master = master  # type: ignore[method-assign]
+    return line
+
+
+@pytest.mark.parametrize(("replies", "reply"), [
+    (["a\n"], "a\n"), ([ENDED], ""),
+    ([ENDING, ENDING, ENDED], ""), ([ENDING, "a\n"], "a\n"), ([SILENT, ENDED], ""), ([SILENT, "a\n"], "a\n"),
+])
+def test_a_worker_that_is_ending_is_asked_until_it_has_ended(replies: list[str], reply: str) -> None:
+    assert worker_that_says(replies).worker(12, "show stat") == reply
+    assert len(replies) == 1
+
+
+@pytest.mark.parametrize("reply", [ENDING, SILENT])
+def test_a_worker_that_takes_no_commands_and_does_not_end_is_no_idle_one(reply: str) -> None:
+    with pytest.raises(UnreachableError):
+        worker_that_says([reply], timeout=0.0).worker(12, "show stat")

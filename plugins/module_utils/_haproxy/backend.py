@@ -325,8 +325,8 @@ class Backend:
         count: Counter[str] = Counter()
         for pid in self.client.processes().workers:
             if pid != info.pid:
-                stats = self.client.master(f"@!{pid} show stat -1 7 -1")
-                if "Can't find the target PID" in stats:
+                stats = self.client.worker(pid, "show stat -1 7 -1")
+                if not stats:
                     continue  # it has ended meanwhile
                 idle = idle_connections(stats)
                 for name, row in statistics(self.name, stats).items():
@@ -656,10 +656,10 @@ class Backend:
             return
         for pid in self.client.processes().workers:
             if pid != info.pid:
-                for line in self.client.master(f"@!{pid} show sess").splitlines():
+                for line in self.client.worker(pid, "show sess").splitlines():
                     words = line.split()
                     if f"be={self.name}" in words and any(f"srv={name}" in words for name in names):
-                        self.client.master(f"@!{pid} shutdown session {words[0].rstrip(':')}")
+                        self.client.worker(pid, f"shutdown session {words[0].rstrip(':')}")
 
 
 def _headed(head: Head, lease: Optional[Head], live: Optional[int] = None, next_release: Optional[int] = None) -> Head:

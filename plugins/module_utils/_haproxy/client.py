@@ -110,10 +110,10 @@ class Client:
                 raise UnreachableError(f"HAProxy at {self.path}", cause, "See whether it is being stopped: systemctl status haproxy")
             time.sleep(0.01)
 
-    def master(self, command: str) -> str:
-        """One command for the master, `@!PID COMMAND` for a worker of its own; a master that is loading itself anew is waited for."""
+    def master(self, command: str, timeout: float = 0) -> str:
+        """One command for the master; one that is loading itself anew is waited for. For a worker of it see `worker`."""
         safe(command)
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + (timeout or self.timeout)
         while True:
             try:
                 with _Connection(self.master_path, deadline, deadline, interactive=False) as line:
@@ -125,6 +125,34 @@ class Client:
                 # While it loads itself anew it cuts connections that it had accepted (measured on 2.6.12).
                 if time.monotonic() > deadline:
                     raise
+            time.sleep(0.02)
+
+    def worker(self, pid: int, command: str) -> str:
+        """One command, which may be given twice, for a worker of the master's, a former one for example; empty where that has ended.
+
+        One that is ending stands on the master's list for a while. Then it is said that it cannot be connected to, or nothing at all:
+        in 3 of 150 endings 3.0.11 had taken the question and never answered. That is no proof of anything, and whether it has ended is
+        known when it is off the list. Raises UnreachableError where it still is on it, and silent, after the timeout.
+        """
+        deadline = time.monotonic() + self.timeout
+        patience = 1.0
+        while True:
+            try:
+                reply = self.master(f"@!{pid} {command}", patience)
+            except UnreachableError:
+                if time.monotonic() > deadline:
+                    raise
+                patience *= 2  # it may only be slow
+                continue
+            if "Can't find the target PID" in reply:
+                return ""
+            if "Can't connect to the target CLI" not in reply:
+                return reply
+            if time.monotonic() > deadline:
+                raise UnreachableError(
+                    f"HAProxy's process {pid} at {self.master_path}", f"it is listed, and has taken no command for {self.timeout:.0f} s",
+                    f"See what it does: ps -fp {pid}",
+                )
             time.sleep(0.02)
 
     def processes(self) -> Processes:
