@@ -22,14 +22,12 @@ from ..module_utils._model import Definition, Entry, Goal, History, Instance, Pl
 from ._placement import bands, numbered, place_of, places, reservations
 from ._scene import LIVE, Scene, runs
 
-KINDS = (
-    "create", "start", "check", "stage", "gate", "commit", "switch", "watch", "drain", "quiet", "deregister", "retire", "stop", "destroy",
-)
+KINDS = ("create", "start", "check", "stage", "gate", "commit", "switch", "watch", "drain", "retire", "stop", "destroy")
 """The kinds of steps in the order in which a wave carries them out, each at most once.
 
-create, start, check, stop, destroy carry `instances`; stage, switch, drain, deregister carry in `servers` all that the backend
-shall have from then on; gate and watch carry the servers that must be up, quiet those that must be idle; commit and retire are
-records and carry `release`.
+create, start, check, stop, destroy carry `instances`; stage, switch and drain carry in `servers` all that the backend shall have from
+then on, and a drain waits until nobody is connected to what it takes out; gate and watch carry the servers that must be up; commit and
+retire are records and carry `release`.
 """
 
 MELTDOWN_COUNT = 5
@@ -535,7 +533,6 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     start = [item for item in unproven if item.state != "planned" and (item.state != "running" or not item.address)]
     stage = backend and any(not scene.is_listed(name) for name in wanted)
     switch = backend and any(not scene.is_settled(name) for name in wanted) or bool(wanted) and any(scene.serves(name) for name in leaving)
-    drain = [name for name in leaving if switch or not scene.is_idle(name)]
     # After a crash a fragment may say what its HAProxy does not show yet, so it is written anew. And the entry wants to be closed.
     crashed = scene.history.entry is not None
     stop, destroy = _unwanted(scene, aim)
@@ -552,11 +549,9 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
         Step("stage", servers=_listing(scene, aim, ids, _staged)) if stage else None,
         Step("gate", servers=lines(trusted)) if trusted and backend and (unproven or switch) else None,
         Step("commit", release=aim.live) if aim.commit else None,
-        Step("switch", servers=_listing(scene, aim, ids, _at_zero)) if switch else None,
+        Step("switch", servers=_listing(scene, aim, ids, _draining)) if switch else None,
         Step("watch", servers=lines(trusted)) if trusted and switch else None,
-        Step("drain", servers=_listing(scene, aim, ids, _draining)) if drain else None,
-        Step("quiet", servers=tuple(_draining(scene, name) for name in sorted(drain, key=scene.numbers))) if drain else None,
-        Step("deregister", servers=_listing(scene, aim, ids)) if leaving or (crashed and backend) else None,
+        Step("drain", servers=_listing(scene, aim, ids)) if leaving or (crashed and backend) else None,
         Step("retire", release=aim.live) if aim.retire else None,
         Step("stop", instances=stop) if stop else None,
         Step("destroy", instances=destroy) if destroy or (crashed and not backend) else None,
@@ -613,11 +608,6 @@ def _staged(scene: Scene, name: str) -> Server:
     weight = (LIVE if release else sight.weight) if goes_on else 0
     state = "ready" if goes_on or not sight.aside else "drain"
     return Server(name, sight.server.address, sight.server.port, sight.server.id, weight, state)
-
-
-def _at_zero(scene: Scene, name: str) -> Server:
-    sight = scene.sights[name]
-    return Server(name, sight.server.address, sight.server.port, sight.server.id, 0, "ready" if sight.weighted else "drain")
 
 
 def _draining(scene: Scene, name: str) -> Server:

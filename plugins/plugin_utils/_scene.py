@@ -135,11 +135,6 @@ class Scene:
         """Some answering balancer gives it traffic."""
         return name in self.sights and self.sights[name].weighted > 0
 
-    def is_idle(self, name: str) -> bool:
-        """Listed, and no answering balancer gives it traffic, has begun to drain it, or holds a connection to it."""
-        sight = self.sights[name]
-        return not (sight.weighted or sight.aside or sight.sessions)
-
     # Questions about a release
 
     def up_count(self, release: int) -> int:

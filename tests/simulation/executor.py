@@ -117,10 +117,7 @@ class Fleet:
             self.ledger.record(step.kind, fence)
         elif step.kind in ("gate", "watch"):
             self.site.pass_time()
-            self._wait(step, answering, lambda line: line.checked and line.up, "up")
-        elif step.kind == "quiet":
-            self.site.pass_time()
-            self._wait(step, answering, lambda line: not line.sessions, "idle")
+            self._wait(step, answering)
         else:
             self._apply(made, step, answering, fence)
         return None
@@ -129,15 +126,14 @@ class Fleet:
         assert made.release is not None
         return Blueprint(Image(made.release.image, made.release.digest), made.release.hash, self.ledger.name, made.release.revision)
 
-    def _wait(self, step: Step, answering: Sequence[HAProxy], holds: object, what: str) -> None:
-        assert callable(holds)
+    def _wait(self, step: Step, answering: Sequence[HAProxy]) -> None:
         for balancer in answering:
             if not balancer.reachable:
                 raise UnreachableError(f"balancer {balancer.host}", "no route to host")
             for server in step.servers:
                 line = balancer.lines.get(server.name)
-                if (line is None and what == "up") or (line is not None and not holds(line)):
-                    raise DeadlineError(f"balancer {balancer.host}", f"{server.name} is not {what}")
+                if line is None or not (line.checked and line.up):
+                    raise DeadlineError(f"balancer {balancer.host}", f"{server.name} is not up")
 
     def _apply(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> None:
         forward = made.outcome == "live" and step.kind != "stage"

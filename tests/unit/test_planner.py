@@ -117,11 +117,9 @@ def test_another_image_takes_over_before_the_former_goes() -> None:
         "stage r1-1=100 r1-2=100 r2-1=0 r2-2=0",
         "gate r2-1=100 r2-2=100",
         "commit r2",
-        "switch r2-1=100 r2-2=100 r1-1=0 r1-2=0",
+        "switch r2-1=100 r2-2=100 r1-1~ r1-2~",
         "watch r2-1=100 r2-2=100",
-        "drain r2-1=100 r2-2=100 r1-1~ r1-2~",
-        "quiet r1-1~ r1-2~",
-        "deregister r2-1=100 r2-2=100",
+        "drain r2-1=100 r2-2=100",
         "retire r2",
         "stop r1-1 r1-2",
     ]
@@ -175,7 +173,7 @@ def test_a_failed_release_is_taken_away_and_the_former_goes_on() -> None:
     before = picture(fleet.site)
     with pytest.raises(FleetError):
         fleet.run(release("shop:bad"))
-    assert told(fleet.plans[-1]) == ["deregister r1-1=100 r1-2=100", "destroy r2-1 r2-2"]
+    assert told(fleet.plans[-1]) == ["drain r1-1=100 r1-2=100", "destroy r2-1 r2-2"]
     assert fleet.plans[-1].reasons[0].startswith("r2 did not end (checks: ")
     assert picture(fleet.site) == before
     assert fleet.plan(release("shop:3")).target == 3  # numbers are never used again
@@ -295,8 +293,7 @@ def test_scale_up_leaves_the_others_alone() -> None:
 
 def test_scale_down_drains_first() -> None:
     assert told(released("shop:1").plan(Goal("scale", size=1))) == [
-        "gate r1-1=100", "commit r1", "switch r1-1=100 r1-2=0", "watch r1-1=100", "drain r1-1=100 r1-2~", "quiet r1-2~",
-        "deregister r1-1=100", "destroy r1-2",
+        "gate r1-1=100", "commit r1", "switch r1-1=100 r1-2~", "watch r1-1=100", "drain r1-1=100", "destroy r1-2",
     ]
 
 
@@ -367,19 +364,19 @@ def test_meltdown_guard(size: int, down: int, refused: bool) -> None:
 
 def test_retire() -> None:
     made = released("shop:1", "shop:2").plan(Goal("retire"))
-    assert told(made) == ["drain r2-1~ r2-2~", "quiet r2-1~ r2-2~", "deregister", "retire r0", "destroy r1-1 r1-2 r2-1 r2-2"]
+    assert told(made) == ["drain", "retire r0", "destroy r1-1 r1-2 r2-1 r2-2"]
     assert (made.source, made.target, made.outcome) == (2, 0, "retired")
 
 
 # After a crash
 
 @pytest.mark.parametrize(("instant", "first", "reason"), [
-    ("after create", "deregister r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
-    ("after gate", "deregister r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
+    ("after create", "drain r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
+    ("after gate", "drain r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
     ("after the record commit", "gate r2-1=100 r2-2=100", "r2 was committed and is up: this completes it"),
-    ("lb1 after the fragment", "deregister r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
-    ("after drain", "drain r2-1=100 r2-2=100 r1-1~ r1-2~", "r2 was committed and is up: this completes it"),
-    ("after the record retire", "deregister r2-1=100 r2-2=100", "r2 was committed and is up: this completes it"),
+    ("lb1 after the fragment", "drain r1-1=100 r1-2=100", "r2 did not end (it was not committed): back to r1"),
+    ("after watch", "drain r2-1=100 r2-2=100", "r2 was committed and is up: this completes it"),
+    ("after the record retire", "drain r2-1=100 r2-2=100", "r2 was committed and is up: this completes it"),
 ])
 def test_a_killed_release_is_completed_or_never_happened(instant: str, first: str, reason: str) -> None:
     fleet = crashed(released("shop:1"), release("shop:2"), instant)
@@ -401,8 +398,8 @@ def test_committed_and_not_up_goes_back_and_is_never_promoted_again() -> None:
     fleet.site.pass_time()
     made = fleet.plan(Goal("heal"))
     assert told(made) == [
-        "gate r1-1=100 r1-2=100", "switch r1-1=100 r1-2=100 r2-1=0 r2-2=0", "watch r1-1=100 r1-2=100",
-        "drain r1-1=100 r1-2=100 r2-1~ r2-2~", "quiet r2-1~ r2-2~", "deregister r1-1=100 r1-2=100", "destroy r2-1 r2-2",
+        "gate r1-1=100 r1-2=100", "switch r1-1=100 r1-2=100 r2-1~ r2-2~", "watch r1-1=100 r1-2=100",
+        "drain r1-1=100 r1-2=100", "destroy r2-1 r2-2",
     ]
     assert made.outcome == "failed"
     fleet = crashed(fleet, Goal("heal"), "after the intent")
@@ -434,7 +431,7 @@ def test_what_failed_the_watch_is_rejected_however_well_it_looks_afterwards() ->
     assert fleet.plan(Goal("abort")).outcome == "live", "whole, and committed: it goes on"
     made = fleet.plan(Goal("abort", force=True))
     assert (made.source, made.target, made.outcome) == (1, 2, "failed")
-    assert any(line.startswith("switch r1-1=100 r1-2=100 r2-1=0") for line in told(made))
+    assert any(line.startswith("switch r1-1=100 r1-2=100 r2-1~") for line in told(made))
 
 
 # Every balancer
@@ -562,7 +559,7 @@ def test_a_silent_balancer_before_the_commit_does_not_keep_what_was_made() -> No
     fleet = crashed(released("shop:1", balancers=2), release("shop:2"), "after stage")
     fleet.site.balancers[1].reachable = False
     made = fleet.plan(Goal("abort"))
-    assert told(made) == ["deregister r1-1=100 r1-2=100", "destroy r2-1 r2-2"] and made.closes
+    assert told(made) == ["drain r1-1=100 r1-2=100", "destroy r2-1 r2-2"] and made.closes
     assert set(made.reserved) >= {"host1 10.0.1.3", "host1 10.0.1.4"}  # lb2 may still know their addresses
 
 
@@ -624,8 +621,8 @@ def test_somebody_elses_servers_are_refused_and_nothing_is_touched() -> None:
 def test_adopted_servers_serve_until_the_cutover_and_are_never_stopped() -> None:
     fleet = strangers(fleet_of(adopt=True))
     assert told(fleet.plan(release("shop:1")))[2:] == [
-        "stage legacy=1 r1-1=0 r1-2=0", "gate r1-1=100 r1-2=100", "commit r1", "switch r1-1=100 r1-2=100 legacy=0",
-        "watch r1-1=100 r1-2=100", "drain r1-1=100 r1-2=100 legacy~", "quiet legacy~", "deregister r1-1=100 r1-2=100", "retire r1",
+        "stage legacy=1 r1-1=0 r1-2=0", "gate r1-1=100 r1-2=100", "commit r1", "switch r1-1=100 r1-2=100 legacy~",
+        "watch r1-1=100 r1-2=100", "drain r1-1=100 r1-2=100", "retire r1",
     ]
 
 
