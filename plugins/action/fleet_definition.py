@@ -6,31 +6,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping
+from typing import Any, Dict
 
 from ..module_utils import _arguments
-from ..module_utils._errors import RefusedError
-from ..module_utils._model import to_dict
-from ..plugin_utils import _definition
 from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._definition import told, wanted
 
 
 class ActionModule(FleetAction):
     ARGUMENTS = _arguments.FLEET_DEFINITION
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        verb = params["verb"]
-        definition, goal = _definition.read(task_vars, self._templar, verb, lambda: _definition.default_revision(task_vars))
-        if definition.hold and verb in _definition.CHANGING:
-            raise RefusedError(f"fleet {definition.name} is on hold", definition.hold, "Unset fleet_hold to go on.")
-        return {
-            "changed": False,
-            "definition": _definition.shown(definition),
-            "goal": {**to_dict(goal), "image": definition.image if verb == "release" else ""},
-            "balancers": [{"host": host, "address": _address(host, task_vars["hostvars"][host])} for host in definition.balancers],
-        }
-
-
-def _address(host: str, variables: Mapping[str, Any]) -> str:
-    """`local` for a balancer on this machine, else where Ansible finds it."""
-    return "local" if variables.get("ansible_connection") == "local" else str(variables.get("ansible_host") or host)
+        return {"changed": False, **told(*wanted(task_vars, self._templar, params["verb"]), task_vars)}

@@ -34,5 +34,5 @@ class ActionModule(FleetAction):
                 told = [f"{name} {line}" for name, lines in _checks.told_by(provider, instances).items() for line in lines]
                 result["msg"] = "\n".join([str(result.get("msg", "")), *told])
             else:
-                _checks.verify([_checks.Outcome(item, passed=True) for item in instances], provider)
+                _checks.verify(instances, provider)
         return result

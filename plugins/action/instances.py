@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 from ..module_utils import _instances
-from ..module_utils._model import Instance, from_dict
+from ..module_utils._errors import InvalidError
+from ..module_utils._model import Instance, Step, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import read, revived
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger
+from ..plugin_utils._placement import addressed, reservations
 
 
 class ActionModule(FleetAction):
@@ -25,12 +27,30 @@ class ActionModule(FleetAction):
             # The instances of an earlier release are started from what was recorded of it, with the secrets of today.
             definition, _goal = read(task_vars, self._templar)
             params["options"] = dict(revived(definition, record).options)
+        leased = bool(params["lease"].get("fence")) and not self._task.check_mode
+        if params["record"] and not params["lease"]:
+            raise InvalidError([f"record: {params['record']} is written under a lease only; give the lease"])
         with guarded(params["lease"]):
-            result = self.on_host(_instances.carry_out, params, task_vars)
-            if result.get("seals") and params["lease"].get("fence"):
+            if leased and params["record"]:
                 lease = from_dict(Lease, params["lease"])
-                stopped = [from_dict(Instance, item) for item in result["instances"]]
-                Ledger(lease.url, lease.state_dir).seal(lease, stopped, result["seals"])
+                Ledger(lease.url, lease.state_dir).record(lease, params["record"])
+            result = self.on_host(_instances.carry_out, params, task_vars)
+            if leased:
+                self._keep(from_dict(Lease, params["lease"]), params, result)
         if not self._task.diff:
             result.pop("diff", None)
         return result
+
+    def _keep(self, lease: Lease, params: Mapping[str, Any], result: Result) -> None:
+        """What the ledger has to know of instances that were stopped, or that have told their addresses."""
+        ledger = Ledger(lease.url, lease.state_dir)
+        if result.get("seals"):
+            ledger.seal(lease, [from_dict(Instance, item) for item in params["standby"]], result["seals"])
+        wave = params["wave"]
+        if wave and not all(item["address"] for item in params["instances"]):
+            made = [from_dict(Instance, item) for item in result["instances"]]
+            provider = _instances.connect(params["provider"], params["options"])
+            pools = {pool.host: pool for pool in provider.pools(params["fleet"], params["port"], params["balancers"])}
+            ledger.reserve(lease, {key: item.name for item in made for key in reservations(item, pools)})
+            steps = addressed([from_dict(Step, step) for step in wave.values()], made)
+            result["wave"] = {kind: {**step, **to_dict(now)} for (kind, step), now in zip(wave.items(), steps, strict=True)}

@@ -14,9 +14,12 @@ import time
 from typing import Any, Dict, Mapping
 
 from ..module_utils import _arguments
+from ..module_utils._checks import verify
 from ..module_utils._errors import InvalidError, LeaseError
-from ..module_utils._model import Definition, from_dict, to_dict
+from ..module_utils._instances import connect
+from ..module_utils._model import Definition, Instance, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._definition import told, wanted
 from ..plugin_utils._ledger import Lease, Ledger
 
 
@@ -24,10 +27,15 @@ class ActionModule(FleetAction):
     ARGUMENTS = _arguments.RELEASE_LEDGER
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = from_dict(Definition, {"image": "", "port": 0, **params["definition"]})
+        fleet: Result = {}
+        if params["verb"]:
+            definition, goal = wanted(task_vars, self._templar, params["verb"])
+            fleet = told(definition, goal, task_vars)
+        else:
+            definition = from_dict(Definition, {"image": "", "port": 0, **params["definition"]})
         ledger = Ledger(definition.ledger, definition.state_dir)
         if params["state"] == "held":
-            return self._hold(definition, ledger, task_vars)
+            return {**self._hold(definition, ledger, task_vars), **fleet}
         if self._task.check_mode or not params["lease"].get("fence"):
             return {"changed": False, "lease": params["lease"]}
         lease = from_dict(Lease, params["lease"])
@@ -36,6 +44,9 @@ class ActionModule(FleetAction):
             return {"changed": False, "lease": {}}
         if not params["record"]:
             raise InvalidError(["record is missing: which one is to be written?"])
+        instances = [from_dict(Instance, item) for item in params["instances"]]
+        if instances:
+            verify(instances, connect(definition.provider, definition.options))
         ledger.record(lease, params["record"], params["reason"], params["release"])
         return {"changed": True, "lease": params["lease"], "_ansible_no_log": ledger.has_password}
 

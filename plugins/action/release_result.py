@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The action plugin `release_result`: how a run ended, in words, for machines, and as an exit code."""
+"""The action plugin `release_result`: the last record, the lease given back, and how it ended: in words, for machines, as an exit code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import time
 from typing import Any, Dict, List, Mapping, Sequence
 
 from ..module_utils import _arguments
+from ..module_utils._errors import FleetError
 from ..module_utils._model import Balancer, Definition, Plan, from_dict, to_dict
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
+from ..plugin_utils._ledger import Lease, Ledger
 
 
 class ActionModule(FleetAction):
@@ -25,7 +27,7 @@ class ActionModule(FleetAction):
         began = float(params["lease"].get("monotonic") or time.monotonic())
         lines, message = _story.ending(
             definition, plan, _balancers(params["before"]), after, time.monotonic() - began,
-            failure=_story.reason(params["failure"]) if params["failure"] else "",
+            failure="; ".join(filter(None, (_story.reason(params["failure"]) if params["failure"] else "", self._close(params, plan)))),
             undoing=_story.reason(params["undoing"]) if params["undoing"] else "",
             folder=params["folder"],
             check=bool(self._task.check_mode),
@@ -37,6 +39,22 @@ class ActionModule(FleetAction):
             return {"failed": True, "msg": message, **outcome}
         outcome.update(release=to_dict(plan.release) if plan.release else {}, message="; ".join(lines))
         return {"changed": False, **outcome, "ansible_stats": _stats(outcome)}
+
+
+    def _close(self, params: Mapping[str, Any], plan: Plan) -> str:
+        """Record that the plan is done, and give the lease back. What kept it from that; the next run closes what stays open."""
+        if self._task.check_mode or not params["lease"].get("fence"):
+            return ""
+        lease = from_dict(Lease, params["lease"])
+        ledger = Ledger(lease.url, lease.state_dir)
+        try:
+            # What failed was undone by a plan of its own, which took the place of the one that failed.
+            if params["plan"].get("opened") and plan.closes and not params["undoing"]:
+                ledger.record(lease, "done")
+            ledger.give_back(lease)
+        except FleetError as error:
+            return str(error)
+        return ""
 
 
 def _stats(outcome: Mapping[str, Any]) -> Dict[str, Any]:

@@ -25,8 +25,10 @@ FLEET_STATUS: Dict[str, Any] = {
 }
 RELEASE_LEDGER: Dict[str, Any] = {
     "state": {"type": "str", "choices": ["held", "recorded", "free"], "default": "held"},
-    "definition": _DEFINITION,
+    "verb": {"type": "str", "choices": list(VERBS)},
+    "definition": _DICT,
     "lease": _DICT,
+    "instances": _DICTS,
     "record": {"type": "str", "default": ""},
     "reason": {"type": "str", "default": ""},
     "release": {"type": "int", "default": 0},

@@ -367,12 +367,13 @@ def run(
     if failed:
         raise _failure(outcomes, failed, provider, time.monotonic() - started)
     if provider is not None:
-        verify(outcomes, provider)
+        verify(instances, provider)
     return outcomes
 
 
-def verify(outcomes: Sequence[Outcome], provider: Provider) -> None:
-    """Raises DeadlineError where the provider says that one which passed does not run, or was restarted; and what the provider raises."""
+def verify(instances: Sequence[Instance], provider: Provider) -> None:
+    """Raises DeadlineError where the provider says that one does not run, or was restarted; and what the provider raises."""
+    outcomes = [Outcome(item, passed=True) for item in instances]
     fallen = _fallen(outcomes, provider)
     if fallen:
         raise _failure(outcomes, fallen, provider, 0.0)
@@ -454,7 +455,7 @@ def _ask(outcome: Outcome, checks: Sequence[Mapping[str, Any]], deadline: float)
 def _fallen(outcomes: Sequence[Outcome], provider: Provider) -> List[Outcome]:
     """Those that cannot pass any more, by what the provider says now. Raises what the provider raises."""
     seen = _seen([item.instance for item in outcomes], provider)
-    words = {item.name: item for item in provider.last_words(list(seen.values()))}
+    words = {item.name: item for item in provider.last_words(list(seen.values()), log=False)}
     found = []
     for outcome in outcomes:
         reason = judge_state(seen.get(outcome.instance.name), words.get(outcome.instance.name))

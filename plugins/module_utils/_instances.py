@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from ._errors import InvalidError, RefusedError
@@ -17,8 +18,7 @@ from ._model import Image, Instance, LastWords, from_dict, to_dict
 from ._providers.base import Blueprint, Provider
 
 PROVIDERS = ("docker", "proxmox", "libvirt")
-VERBS = ("image", "observe", "create", "start", "stop", "destroy", "last_words")
-DOINGS = {"create": "started", "start": "started again", "stop": "stopped, kept as standby", "destroy": "destroyed"}
+VERBS = ("observe", "provision", "decommission", "last_words")
 
 ARGUMENTS: Dict[str, Any] = {
     "verb": {"type": "str", "required": True, "choices": list(VERBS)},
@@ -29,10 +29,13 @@ ARGUMENTS: Dict[str, Any] = {
     "port": {"type": "int", "default": 0},
     "balancers": {"type": "list", "elements": "str", "default": ["local"]},
     "instances": {"type": "list", "elements": "dict", "default": []},
+    "standby": {"type": "list", "elements": "dict", "default": []},
     "release": {"type": "dict", "default": {}},
     "ledger": {"type": "str", "default": ""},
     "stop_timeout": {"type": "int", "default": 10},
     "folder": {"type": "path"},
+    "wave": {"type": "dict", "default": {}},
+    "record": {"type": "str", "default": ""},
     "lease": {"type": "dict", "default": {}},
 }
 
@@ -49,35 +52,72 @@ def connect(provider: str, options: Mapping[str, Any]) -> Provider:
 
 def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], None]) -> Dict[str, Any]:
     """One verb on a set of instances. params as in ARGUMENTS; raises FleetError and what the provider raises."""
-    verb, fleet = params["verb"], params["fleet"]
     provider = connect(params["provider"], params["options"])
-    if verb == "image":
-        return {"changed": False, "image": to_dict(provider.image(params["image"]))}
-    if verb == "observe":
-        seen = provider.observe(fleet)
-        pools = provider.pools(fleet, params["port"], params["balancers"])
-        return {"changed": False, "instances": [to_dict(item) for item in seen], "pools": [to_dict(item) for item in pools]}
-
-    instances = [from_dict(Instance, item) for item in params["instances"]]
-    if verb == "last_words":
+    if params["verb"] == "observe":
+        return _observe(provider, params)
+    instances, standby = ([from_dict(Instance, item) for item in params[key]] for key in ("instances", "standby"))
+    if params["verb"] == "last_words":
         # Planned instances have no id: who bears their names now is who speaks.
-        found = {item.name: item for item in provider.observe(fleet)}
+        found = {item.name: item for item in provider.observe(params["fleet"])}
         words = provider.last_words([found.get(item.name, item) for item in instances])
         return {"changed": False, "last_words": [_spoken(item) for item in words], "folder": _keep(params["folder"], words, check_mode)}
-    result = {"changed": bool(instances), "instances": [to_dict(item) for item in instances], "diff": _diff(verb, instances)}
-    if check_mode or not instances:
+    come = params["verb"] == "provision"
+    result = {"changed": bool(instances or standby), "instances": [to_dict(item) for item in instances]}
+    result["diff"] = _diff(come, instances, standby)
+    if check_mode or not result["changed"]:
         return result
-    if verb in ("create", "start"):
-        made = (provider.create if verb == "create" else provider.start)(instances, blueprint(params))
-        result["instances"] = [to_dict(item) for item in made]
-    elif verb == "stop":
-        provider.stop(instances, params["stop_timeout"])
-        result["seals"] = dict(provider.seals(instances))
+    lines = partial(_tell, params["fleet"], say)
+    if come:
+        result["instances"] = [to_dict(item) for item in _provision(provider, instances, params, lines)]
     else:
-        provider.destroy(instances, params["stop_timeout"])
-    for line in told(instances):
-        say(f"{fleet}  {line} {DOINGS[verb]}")
+        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines)
     return result
+
+
+def _observe(provider: Provider, params: Mapping[str, Any]) -> Dict[str, Any]:
+    """The image is asked for first: one that nobody knows ends a run before anything else is asked."""
+    image = {"image": to_dict(provider.image(params["image"]))} if params["image"] else {}
+    seen = provider.observe(params["fleet"])
+    pools = provider.pools(params["fleet"], params["port"], params["balancers"])
+    return {"changed": False, **image, "instances": [to_dict(item) for item in seen], "pools": [to_dict(item) for item in pools]}
+
+
+Tell = Callable[[Sequence[Instance], str], None]
+
+
+def _provision(provider: Provider, instances: Sequence[Instance], params: Mapping[str, Any], tell: Tell) -> List[Instance]:
+    """All of them run: what is planned is created, what was stopped is started. As observed afterwards."""
+    form = blueprint(params)
+    planned = [item for item in instances if item.state == "planned"]
+    stopped = [item for item in instances if item.state != "planned"]
+    made: List[Instance] = []
+    if planned:
+        made += provider.create(planned, form)
+        tell(planned, "started")
+    if stopped:
+        made += provider.start(stopped, form)
+        tell(stopped, "started again")
+    return made
+
+
+def _decommission(
+    provider: Provider, instances: Sequence[Instance], standby: Sequence[Instance], timeout: int, tell: Tell,
+) -> Dict[str, str]:
+    """Some are stopped and kept, the others go. Returns the seals of what was stopped."""
+    seals: Dict[str, str] = {}
+    if standby:
+        provider.stop(standby, timeout)
+        seals = dict(provider.seals(standby))
+        tell(standby, "stopped, kept as standby")
+    if instances:
+        provider.destroy(instances, timeout)
+        tell(instances, "destroyed")
+    return seals
+
+
+def _tell(fleet: str, say: Callable[[str], None], instances: Sequence[Instance], doing: str) -> None:
+    for line in told(instances):
+        say(f"{fleet}  {line} {doing}")
 
 
 def blueprint(params: Mapping[str, Any]) -> Blueprint:
@@ -123,6 +163,6 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _diff(verb: str, instances: Sequence[Instance]) -> Dict[str, str]:
-    names = "".join(f"{item.name} {item.image} {item.address}:{item.port}\n" for item in instances)
-    return {"before": "", "after": names} if verb in ("create", "start") else {"before": names, "after": ""}
+def _diff(come: bool, instances: Sequence[Instance], standby: Sequence[Instance]) -> Dict[str, str]:
+    names = "".join(f"{item.name} {item.image} {item.address}:{item.port}\n" for item in (*standby, *instances))
+    return {"before": "", "after": names} if come else {"before": names, "after": ""}

@@ -18,12 +18,13 @@ author:
 options:
   verb:
     description:
-      - V(image) tells what O(image) means now. V(observe) lists the fleet's instances, and where further ones may be placed.
-      - V(create) makes and starts O(instances), V(start) starts stopped ones, V(stop) stops them and V(destroy) stops and removes them.
+      - V(observe) lists the fleet's instances, tells where further ones may be placed, and what O(image) means now.
+      - V(provision) sees that O(instances) run. What is planned is created, what was stopped is started.
+      - V(decommission) stops O(instances) politely and removes them. O(standby) it stops, and keeps.
       - V(last_words) tells state, exit code and last log lines of O(instances), and keeps them in O(folder).
     type: str
     required: true
-    choices: [image, observe, create, start, stop, destroy, last_words]
+    choices: [observe, provision, decommission, last_words]
   fleet:
     description: The fleet's name.
     type: str
@@ -38,7 +39,7 @@ options:
     type: dict
     default: {}
   image:
-    description: The golden image that O(verb=image) asks about.
+    description: The golden image that O(verb=observe) asks about.
     type: str
   port:
     description: The port that the service listens on inside an instance.
@@ -54,8 +55,13 @@ options:
     type: list
     elements: dict
     default: []
+  standby:
+    description: The instances that O(verb=decommission) keeps as standby.
+    type: list
+    elements: dict
+    default: []
   release:
-    description: The release that O(verb=create) and O(verb=start) make instances of, with C(image), C(digest), C(hash) and C(revision).
+    description: The release that O(verb=provision) makes instances of, with C(image), C(digest), C(hash) and C(revision).
     type: dict
     default: {}
   ledger:
@@ -69,6 +75,16 @@ options:
   folder:
     description: The folder on the controller that O(verb=last_words) writes a log and a description of each instance to.
     type: path
+  wave:
+    description:
+      - A wave of M(phoenix.fleet.release_plan), to be completed with addresses that only started instances tell.
+      - The ledger keeps those addresses before anybody is told of them. One that another instance of the ledger holds is refused.
+    type: dict
+    default: {}
+  record:
+    description: The record that is written to the ledger before anything is done, such as V(retire). Needs O(lease).
+    type: str
+    default: ""
   lease:
     description: The lease of the run, from M(phoenix.fleet.release_ledger). With it the act is refused where the fleet was taken over.
     type: dict
@@ -91,11 +107,11 @@ EXAMPLES = r"""
     port: 8080
   register: seen
 
-- name: Stop the instances of release 41 politely
+- name: Stop the instances of release 41 politely, and keep them
   phoenix.fleet.instances:
-    verb: stop
+    verb: decommission
     fleet: web
-    instances: "{{ seen.instances | selectattr('release', 'equalto', 41) }}"
+    standby: "{{ seen.instances | selectattr('release', 'equalto', 41) }}"
 """
 
 RETURN = r"""
@@ -106,7 +122,7 @@ said:
   elements: str
 instances:
   description: The instances that were seen or worked on.
-  returned: for every verb but V(image) and V(last_words)
+  returned: for every verb but V(last_words)
   type: list
   elements: dict
   sample:
@@ -126,7 +142,7 @@ instances:
       marker: {phoenix.fleet.name: web, phoenix.fleet.release: "42"}
 seals:
   description: By name, what tells whether a stopped instance is still as it was. Anything that starts or changes it changes its seal.
-  returned: for O(verb=stop), but not in check mode
+  returned: for O(verb=decommission), but not in check mode
   type: dict
   sample: {web-r41-1: 4c1f0e}
 pools:
@@ -136,7 +152,11 @@ pools:
   elements: dict
 image:
   description: The image's C(reference), and its C(digest), which cannot change.
-  returned: for O(verb=image)
+  returned: for O(verb=observe) with O(image)
+  type: dict
+wave:
+  description: The wave with the addresses in its instances and servers.
+  returned: for O(verb=provision), where addresses were missing
   type: dict
 last_words:
   description: State, exit code, restarts and last log lines of each instance.

@@ -21,22 +21,34 @@ options:
   state:
     description:
       - V(held) takes the lease, and fails where another run holds it, saying which, since when, and what to do.
-      - V(recorded) writes O(record).
+      - V(recorded) writes O(record). Where O(instances) are given, they have to run, and not to have been restarted.
       - V(free) gives the lease back.
     type: str
     choices: [held, recorded, free]
     default: held
+  verb:
+    description:
+      - What the run is about to do. The definition is then read from the variables of the task's host, as by
+        M(phoenix.fleet.fleet_definition), and returned with the lease.
+    type: str
+    choices: [release, rollback, scale, heal, retire, status, hosts]
   definition:
     description:
-      - The definition, from M(phoenix.fleet.fleet_definition). Of it, C(name), C(ledger), C(state_dir) and C(takeover) matter.
+      - The definition, where O(verb) is not given. Of it, C(name), C(ledger), C(state_dir) and C(takeover) matter; with O(instances), where
+        they live as well.
     type: dict
-    required: true
+    default: {}
   lease:
     description:
       - The lease, from this module with O(state=held).
       - Required to record and to give back. A lease of check mode (C(fence) is 0) records nothing.
     type: dict
     default: {}
+  instances:
+    description: The instances that must run as they were started, else nothing is recorded and the task fails with their last words.
+    type: list
+    elements: dict
+    default: []
   record:
     description:
       - The record of the undertaking that is open.
@@ -84,6 +96,19 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+definition:
+  description: The validated definition, as M(phoenix.fleet.fleet_definition) returns it.
+  returned: with O(verb)
+  type: dict
+goal:
+  description: The goal, for M(phoenix.fleet.release_plan).
+  returned: with O(verb)
+  type: dict
+balancers:
+  description: The balancers, each with C(host) and C(address).
+  returned: with O(verb)
+  type: list
+  elements: dict
 lease:
   description: The lease that the other modules ask for; empty once it is given back.
   returned: success

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release_result
-short_description: Say how a run ended, and fail unless the goal holds
+short_description: End a run, say how it ended, and fail unless the goal holds
 version_added: 1.0.0
 description:
-  - The last task of every verb. It compares what the balancers show with what was planned, prints the ending in a line or two, hands it to
-    workflows as C(release_result), and fails where the goal was not reached.
+  - The last task of every verb. It writes the last record of what was carried out and gives the lease back.
+  - It compares what the balancers show with what was planned, prints the ending in a line or two, hands it to workflows as
+    C(release_result), and fails where the goal was not reached.
   - Runs on the controller only.
 author:
   - The phoenix.fleet founders (@phoenix-fleet)
@@ -53,10 +54,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: It never changes anything.
+    description: Nothing is recorded.
   diff_mode:
     support: none
-    description: It never changes anything.
+    description: Nothing but the ledger changes.
 """
 
 EXAMPLES = r"""

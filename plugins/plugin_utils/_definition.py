@@ -654,6 +654,28 @@ def provider_options(task_vars: Mapping[str, Any], templar: Any) -> Dict[str, An
     return dict(read(task_vars, templar)[0].options)
 
 
+def wanted(task_vars: Mapping[str, Any], templar: Any, verb: str) -> Tuple[Definition, Goal]:
+    """What `read` finds, with the revision of the fleet's inventory. Raises RefusedError for a verb that changes what is on hold."""
+    definition, goal = read(task_vars, templar, verb, lambda: default_revision(task_vars))
+    if definition.hold and verb in CHANGING:
+        raise RefusedError(f"fleet {definition.name} is on hold", definition.hold, "Unset fleet_hold to go on.")
+    return definition, goal
+
+
+def told(definition: Definition, goal: Goal, task_vars: Mapping[str, Any]) -> Dict[str, Any]:
+    """For the tasks that follow: `definition` without its secrets, `goal` with the image that is wanted, and where the `balancers` are."""
+    return {
+        "definition": shown(definition),
+        "goal": {**to_dict(goal), "image": definition.image if goal.verb == "release" else ""},
+        "balancers": [{"host": host, "address": _place(host, task_vars["hostvars"][host])} for host in definition.balancers],
+    }
+
+
+def _place(host: str, variables: Mapping[str, Any]) -> str:
+    """`local` for a balancer on this machine, else where Ansible finds it."""
+    return "local" if variables.get("ansible_connection") == "local" else str(variables.get("ansible_host") or host)
+
+
 def default_revision(task_vars: Mapping[str, Any]) -> str:
     """The Git revision of the host's inventory: AWX's word for it, or what `git_revision` finds."""
     if _is_set(task_vars.get("awx_project_revision")):

@@ -18,16 +18,14 @@ from ansible_collections.phoenix.fleet.tests.faults.ground import Ground
 from ansible_collections.phoenix.fleet.tests.faults.trial import Trial
 
 STEPS = (
-    "Definition", "Lease", "Resolve", "Observe the instances", "Observe the balancers", "Plan", "Provision", "Check", "Stage",
-    "Wait until every balancer calls them up", "Commit", "Cut over", "Watch", "Drain", "Wait until nobody is connected", "Deregister",
-    "Record the retirement", "Keep as standby", "Decommission", "Record that it is done", "Look once more", "Give the lease back",
+    "Lease", "Resolve, and observe the instances", "Observe the balancers", "Plan", "Provision", "Check", "Stage",
+    "Wait until every balancer calls them up", "Commit", "Cut over", "Watch", "Drain", "Decommission", "Look once more", "Finish",
 )
 """The tasks of a release that replaces another and takes a third one away. Each is a boundary: between it and the one before."""
 
 ACTS = (
     "Lease", "Observe the balancers", "Plan", "Provision", "Check", "Stage", "Wait until every balancer calls them up", "Commit",
-    "Cut over", "Watch", "Drain", "Wait until nobody is connected", "Deregister", "Record the retirement", "Keep as standby",
-    "Decommission", "Record that it is done", "Give the lease back",
+    "Cut over", "Watch", "Drain", "Decommission", "Finish",
 )
 """Those that do something, and are killed within it as well."""
 
@@ -102,8 +100,8 @@ def within(ground: Ground, trial: Trial, took: dict[str, float], acts: Sequence[
 
 
 TWICE = (
-    ("Provision", "Decommission"), ("Stage", "Plan"), ("Commit", "Deregister"), ("Cut over", "Keep as standby"),
-    ("Deregister", "Record that it is done"),
+    ("Provision", "Decommission"), ("Stage", "Plan"), ("Commit", "Drain"), ("Cut over", "Decommission"),
+    ("Drain", "Finish"),
 )
 
 
@@ -121,8 +119,8 @@ def twice(ground: Ground, trial: Trial) -> None:
 
 
 VERBS = (
-    ("rollback", "Start the standby", "rollback"), ("rollback", "Commit", "heal"), ("rollback", "Deregister", "rollback"),
-    ("scale", "Stage", "scale"), ("scale", "Cut over", "heal"), ("scale", "Deregister", "heal"), ("heal", "Provision", "heal"),
+    ("rollback", "Provision", "rollback"), ("rollback", "Commit", "heal"), ("rollback", "Drain", "rollback"),
+    ("scale", "Stage", "scale"), ("scale", "Cut over", "heal"), ("scale", "Drain", "heal"), ("heal", "Provision", "heal"),
     ("heal", "Cut over", "release"), ("heal", "Decommission", "heal"),
 )
 
@@ -150,7 +148,7 @@ def verbs(ground: Ground, trial: Trial) -> None:
                     ground.put_right(then, **(extra if then == "scale" else {}))
 
 
-FROZEN = ("Provision", "Stage", "Cut over", "Deregister", "Keep as standby", "Decommission")
+FROZEN = ("Provision", "Stage", "Cut over", "Drain", "Decommission")
 
 
 def orphans(ground: Ground, trial: Trial, steps: Sequence[str] = FROZEN) -> None:
@@ -221,7 +219,7 @@ def moments(seconds: float = 30) -> Iterator[None]:
         time.sleep(0.001)
 
 
-RETIRE = ("Cut over", "Drain", "Record the retirement", "Decommission", "Give the backend up", "Record that it is done")
+RETIRE = ("Cut over", "Drain", "Decommission", "Give the backend up", "Finish")
 
 
 def retire(ground: Ground, trial: Trial) -> None:

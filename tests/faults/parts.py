@@ -71,11 +71,7 @@ def judge(run: Run, fit: bool, ground: Ground, before: int) -> None:
         assert ground.history().live == before, "it is live"
 
 
-VERIFY = "See that none has restarted meanwhile"
-"""The last task before the commit. What happens after it the watch sees."""
-
-
-def exits(ground: Ground, trial: Trial, steps: Sequence[str] = ("Stage", "Wait until every balancer calls them up", VERIFY)) -> None:
+def exits(ground: Ground, trial: Trial, steps: Sequence[str] = ("Stage", "Wait until every balancer calls them up", "Commit")) -> None:
     """A container that ended, and was started again by the engine, after it had passed the check and before the commit."""
     with trial.load(ground):
         for step in steps:
@@ -126,7 +122,7 @@ def storm(ground: Ground, trial: Trial, verbs: Sequence[str] = ("release", "rele
     trial.by = f"{sum(reloads.values())} reloads"
 
 
-BALANCER = ("Observe the balancers", "Stage", "Commit", "Cut over", "Drain", "Deregister", "Keep as standby")
+BALANCER = ("Observe the balancers", "Stage", "Commit", "Cut over", "Drain", "Decommission")
 
 
 def restarted(ground: Ground, trial: Trial, steps: Sequence[str] = BALANCER) -> None:
@@ -187,7 +183,7 @@ def engine_restarted(ground: Ground, trial: Trial, live_restore: bool = False, n
 
 
 def _engine_points(ground: Ground, trial: Trial, engine: DockerEngine, live_restore: bool) -> None:
-    for step, down in (("Provision", False), ("Check", True), ("Cut over", False), ("Keep as standby", True)):
+    for step, down in (("Provision", False), ("Check", True), ("Cut over", False), ("Decommission", True)):
         with trial.point(ground, f"the engine is {'down' if down else 'restarted'} at {step}"):
             image = ground.image(ground.other())
             command = ground.start("release", hold=step, release_image=image)
@@ -268,7 +264,7 @@ def stopped(ground: Ground, trial: Trial) -> None:
     """A run stands still (SIGSTOP) until another has taken its fleet, and goes on (SIGCONT)."""
     elsewhere = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     with trial.load(ground):
-        for step in ("Stage", "Deregister"):
+        for step in ("Stage", "Drain"):
             with trial.point(ground, f"stopped before {step} in a container of its own, past its lease"):
                 image = ground.image(ground.other())
                 command = ground.start("release", hold=step, prefix=elsewhere, release_image=image)
@@ -325,7 +321,7 @@ def full(folder: Path) -> Iterator[None]:
 
 
 def full_ledger(ground: Ground, trial: Trial,
-                steps: Sequence[str] = ("Lease", "Plan", "Provision", "Commit", "Record the retirement", "Record that it is done")) -> None:
+                steps: Sequence[str] = ("Lease", "Plan", "Provision", "Commit", "Decommission", "Finish")) -> None:
     """No room under the ledger from a step on."""
     with small_disk(ground.folder / "state", "600k"):
         prepare(ground)
@@ -335,7 +331,7 @@ def full_ledger(ground: Ground, trial: Trial,
 
 
 def full_fragments(ground: Ground, trial: Trial,
-                   steps: Sequence[str] = ("Observe the balancers", "Stage", "Cut over", "Drain", "Deregister")) -> None:
+                   steps: Sequence[str] = ("Observe the balancers", "Stage", "Cut over", "Drain")) -> None:
     """No room under the fragments of lb2 from a step on."""
     ground.proxies["lb2"].stop()
     folder = ground.proxies["lb2"].config_dir
@@ -410,7 +406,7 @@ def faked(ground: Ground, offset: str) -> Mapping[str, str]:
 
 # The ledger
 
-def deleted(ground: Ground, trial: Trial, steps: Sequence[str] = ("", "Check", "Commit", "Cut over", "Deregister")) -> None:
+def deleted(ground: Ground, trial: Trial, steps: Sequence[str] = ("", "Check", "Commit", "Cut over", "Drain")) -> None:
     """The ledger's file is deleted: between two runs, or while one is at work."""
     trial.by = "-e fleet_adopt=true"
     with trial.load(ground):

@@ -171,7 +171,7 @@ class Said:
     def observe(self, fleet: str) -> tuple[Instance, ...]:
         return () if self.gone else (instance(1, id="1f", state=self.state),)
 
-    def last_words(self, instances: Any) -> tuple[LastWords, ...]:
+    def last_words(self, instances: Any, log: bool = True) -> tuple[LastWords, ...]:
         assert all(item.id for item in instances), "only what was observed has an id"
         return tuple(LastWords(item.name, self.state, 3, self.restarts, ("cannot bind",)) for item in instances)
 

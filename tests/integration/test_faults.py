@@ -18,7 +18,7 @@ FAULTS: dict[str, Callable[[Ground, Trial], None]] = {
     "killed between steps": lambda ground, trial: kills.boundaries(ground, trial, ("Commit", "Drain"), ("release", "heal")),
     "killed within steps": lambda ground, trial: kills.within(ground, trial, {}, ("Provision", "Cut over"), (0.5,), ("release",)),
     "orphan stands still": lambda ground, trial: kills.abandoned(ground, trial, ("Cut over",)),
-    "container ends before the commit": lambda ground, trial: parts.exits(ground, trial, (parts.VERIFY,)),
+    "container ends before the commit": lambda ground, trial: parts.exits(ground, trial, ("Commit",)),
     "HAProxy restarted": lambda ground, trial: parts.restarted(ground, trial, ("Cut over",)),
     "two at once": lambda ground, trial: parts.two_at_once(ground, trial, 1),
 }

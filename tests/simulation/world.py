@@ -293,7 +293,7 @@ class SimulatedProvider:
         found = [(item.name, self._found(item)) for item in instances]
         return {name: f"{box.instance.id} {box.serial}" for name, box in found if box and box.instance.state != "running"}
 
-    def last_words(self, instances: Sequence[Instance]) -> tuple[LastWords, ...]:
+    def last_words(self, instances: Sequence[Instance], log: bool = True) -> tuple[LastWords, ...]:
         self._answer()
         found = [(item.name, self._found(item)) for item in instances]
         return tuple(LastWords(name, box.instance.state if box else "vanished", None, 0) for name, box in found)

@@ -383,10 +383,13 @@ class Backend:
                 target = replace(target, head=_headed(target.head, lease, live, next_release))
                 cold = () if self.check_mode else unproven(seen.servers, servers)
                 aim = staged(seen.servers, servers, cold) if cold else servers
+                leaving = [server.name for server in seen.servers if not any(same(server, item) for item in aim)]
                 seen = self._settle(seen, fragments.with_servers(target, aim), outcome)
             gone = [server.name for server in seen.servers if not any(same(server, item) for item in aim)]
             if self.check_mode:
                 return outcome
+            if leaving and not gone and not deadline:
+                on_progress(f"{_whose(leaving)}connections 0")
             if gone:
                 deadline = deadline or time.monotonic() + drain_timeout
                 if time.monotonic() > deadline + 2 * CUT_PATIENCE:
@@ -644,7 +647,7 @@ class Backend:
         actions = [f"cut {count} of {name}" for name, count in ended.items() if count > 0]
         actions += [f"left {count} of {name}" for name, count in sorted(open_now.items())]
         told = " .. ".join(str(count) for count in _few(counts))
-        on_progress(", ".join([f"connections {told}  {time.monotonic() - start:.1f} s of {timeout:.0f}", *actions]))
+        on_progress(", ".join([f"{_whose(names)}connections {told}  {time.monotonic() - start:.1f} s of {timeout:.0f}", *actions]))
         return actions
 
     def _cut(self, names: Collection[str]) -> None:
@@ -676,13 +679,19 @@ def _unfenced(text: str) -> str:
 
 def _settled(text: str) -> Set[str]:
     """The lines that HAProxy reads, weights aside. What it has accepted stays acceptable with other weights, and with fewer servers."""
-    return {re.sub(r" weight [0-9]+| disabled", "", line) for line in text.splitlines() if not line.startswith("#")}
+    return {re.sub(r" weight [0-9]+| disabled| # (drain|maint)$", "", line) for line in text.splitlines() if not line.startswith("#")}
 
 
 def _verdict(server: Optional[Server]) -> str:
     if server is None:
         return "is not registered"
     return f"{server.check or 'unchecked'}" + ("" if server.state == "ready" else f" ({server.state})")
+
+
+def _whose(names: Collection[str]) -> str:
+    """The release that all these servers are of, as the beginning of a sentence; empty where they are of several, or of none."""
+    releases = {match.group(1) if match else "" for match in (re.search(r"-(r[0-9]+)-[0-9]+$", name) for name in names)}
+    return f"{min(releases)} " if len(releases) == 1 and releases != {""} else ""
 
 
 def _few(counts: Sequence[int]) -> List[int]:

