@@ -47,6 +47,10 @@ def connect(provider: str, options: Mapping[str, Any]) -> Provider:
         from ._providers import docker
 
         return docker.connect(options)
+    if provider == "proxmox":
+        from ._providers import proxmox
+
+        return proxmox.connect(options)
     raise InvalidError([f"fleet_provider: {provider} is not available in this version"])
 
 

@@ -42,6 +42,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"fleet_image": "shop:1.9", "fleet_port": 8080}
 KEY = b"the ledger's secret"
 SECRET = "correct horse battery staple"
+PVE = {
+    "fleet_provider": "proxmox",
+    "fleet_proxmox": {"api_host": "pve1", "api_user": "ci@pve", "api_token_id": "ci", "api_token_secret": SECRET},
+}
 
 
 def defined(**raw: Any) -> Definition:
@@ -136,7 +140,8 @@ def test_an_image_for_one_run_takes_the_place_of_the_defined_one() -> None:
     ({"fleet_balancers": ["lb1", "lb7"]}, "fleet_balancers: lb7 is not a host of the inventory; known are lb1, lb2"),
     ({"fleet_balancers": ["nginx"]}, "fleet_balancers: nginx is not a host of the inventory; known are lb1, lb2"),
     ({"fleet_balancers": []}, "fleet_balancers: no balancer; add hosts that run HAProxy to the group balancers, or name them here"),
-    ({"fleet_provider": "proxmox"}, "fleet_provider: proxmox is not available in this version; write docker"),
+    ({**PVE, "fleet_image": ""}, "fleet_image: missing; write the name of a template, or its VMID"),
+    ({**PVE, "fleet_proxmox": {**PVE["fleet_proxmox"], "node": "a"}}, "fleet_proxmox.node: there is no such option; did you mean nodes?"),
     ({"fleet_provider": "podman"}, "fleet_provider: podman is not known; write docker, proxmox or libvirt"),
     ({"fleet_strategy": "canary"}, "fleet_strategy: canary is not available in this version; write blue_green"),
     ({"fleet_docker": "x"}, "fleet_docker: a text is not a dictionary; write {key: value}"),

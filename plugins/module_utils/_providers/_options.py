@@ -13,6 +13,7 @@ converted, or raises Mistake.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Tuple
@@ -167,3 +168,56 @@ def fields(value: Any, readers: Mapping[str, Callable[[Any], Any]], what: str, n
 def items(value: Any, read: Callable[[Any], Any]) -> List[Any]:
     items = value if isinstance(value, (list, tuple)) else [value]
     return collected((f"[{index}]", partial(read, item)) for index, item in enumerate(items))
+
+
+# --- addresses and keys of machines ---------------------------------------------------------------------------------------
+
+AGENT = "agent"
+WIDEST = 65536  # addresses between the first and the last of a list: each that is not in it counts as taken
+Ends = Tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]
+
+
+def addresses(value: Any) -> Any:
+    """Addresses and ranges of them, as one text or a list, each `FIRST` or `FIRST-LAST`; or the word `agent`."""
+    if value in (AGENT, [AGENT], (AGENT,)):
+        return AGENT
+
+    def one(item: Any) -> str:
+        first, last = ends_of(item)
+        return str(first) if first == last else f"{first}-{last}"
+
+    return items([part.strip() for part in value.split(",")] if isinstance(value, str) else value, one)
+
+
+def ends_of(item: Any) -> Ends:
+    first, dash, last = str(item).partition("-")
+    try:
+        ends = ipaddress.IPv4Address(first.strip()), ipaddress.IPv4Address((last if dash else first).strip())
+    except ValueError:
+        raise Mistake(f"{item!r} is neither an IPv4 address nor a range; write e.g. 192.0.2.10-192.0.2.40, or agent") from None
+    if ends[0] > ends[1]:
+        raise Mistake(f"{item!r} is not a range from a lower to a higher address; write e.g. 192.0.2.10-192.0.2.40")
+    return ends
+
+
+def overlaps(ranges: Iterable[Ends]) -> Iterable[str]:
+    """The words for ranges that cannot be taken together."""
+    ends = sorted(ranges)
+    for (first, last), (following, _last) in zip(ends, ends[1:]):
+        if following <= last:
+            yield f"{following} is in it twice; write every address once"
+    if ends and int(ends[-1][1]) - int(ends[0][0]) >= WIDEST:
+        yield f"from {ends[0][0]} to {ends[-1][1]} is too wide; take addresses of one network"
+
+
+def gaps(ranges: Iterable[Ends]) -> List[str]:
+    """The addresses between the first and the last of these ranges that are in none of them."""
+    ends = sorted(ranges)
+    between = zip(ends, ends[1:])
+    return [str(ipaddress.IPv4Address(number)) for one, other in between for number in range(int(one[1]) + 1, int(other[0]))]
+
+
+def ssh_keys(value: Any) -> List[str]:
+    """Public keys, as a list or as the lines of a text."""
+    key = text(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\r\n]*)?", "a public key of ssh", "ssh-ed25519 AAAA... ops@example.org")
+    return items([line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value, key)

@@ -1,0 +1,313 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""An instance as a guest of Proxmox VE: what a cluster is told, and how to read what it shows. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from urllib.parse import quote
+
+from .._model import Instance
+from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of
+from ._options import AGENT
+from .base import Blueprint
+
+TAG = "phoenix.fleet"
+NONCE, COMPLETE = LABEL + "nonce", LABEL + "complete"
+STATED = re.compile(r"phoenix\.fleet\.image\"?\s*[:=]\s*\"?(sha256:[0-9a-f]{64})\b")
+DRIVE = re.compile(r"^(ide[0-3]|sata[0-5]|scsi\d+|virtio\d+|efidisk0|tpmstate0|rootfs|mp\d+)$")
+UNITS = {"": 1, "K": 1024, "M": 1024 ** 2, "G": 1024 ** 3, "T": 1024 ** 4}
+# Storages on which PVE can make linked clones (facts: volume_has_feature in the storage plugins).
+LINKABLE = ("dir", "nfs", "cifs", "cephfs", "glusterfs", "btrfs", "zfspool", "zfs", "rbd", "lvmthin")
+MAKING = ("clone", "create")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A VM or container as the cluster lists it. status may be seconds old until a node's own listing has been read."""
+
+    vmid: int
+    node: str
+    kind: str
+    name: str = ""
+    status: str = ""
+    lock: str = ""
+    pool: str = ""
+    tags: Tuple[str, ...] = ()
+    template: bool = False
+    ha: str = ""
+    size: int = 0
+
+    @property
+    def path(self) -> str:
+        return f"nodes/{self.node}/{self.kind}/{self.vmid}"
+
+    @property
+    def words(self) -> str:
+        return f"{'VM' if self.kind == 'qemu' else 'container'} {self.vmid} ({self.name}) on node {self.node}"
+
+    @property
+    def unlock(self) -> str:
+        """The command that frees it from a lock that nothing holds any more."""
+        return f"{'qm' if self.kind == 'qemu' else 'pct'} unlock {self.vmid}"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A disk in a guest's configuration. size is in bytes, 0 where it is not told."""
+
+    key: str
+    storage: str
+    name: str
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Template:
+    """A golden image on one node. digest is the name that cannot change; stated: its description says it."""
+
+    guest: Guest
+    digest: str
+    stated: bool
+    config: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def volumes(self) -> List[Volume]:
+        return volumes_of(self.config)
+
+
+def guest_in(item: Mapping[str, Any]) -> Guest:
+    """The guest that an entry of /cluster/resources shows."""
+    return Guest(
+        vmid=int(item["vmid"]), node=str(item["node"]), kind=str(item["type"]), name=str(item.get("name") or ""),
+        status=str(item.get("status") or ""), lock=str(item.get("lock") or ""), pool=str(item.get("pool") or ""),
+        tags=tuple(re.split(r"[;, ]+", str(item.get("tags") or ""))), template=bool(int(item.get("template") or 0)),
+        ha=str(item.get("hastate") or ""), size=int(item.get("maxdisk") or 0),
+    )
+
+
+def marker_in(config: Mapping[str, Any]) -> Optional[Dict[str, str]]:
+    """The marker that a guest's description holds, None where it is not a whole one."""
+    try:
+        found = json.loads(str(config.get("description") or ""))
+        marker = {str(key): str(value) for key, value in found.items() if str(key).startswith(LABEL)}
+        int(marker[RELEASE]), int(marker[SLOT]), marker[NAME], marker[LEDGER], marker[NONCE]
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return marker
+
+
+def identity(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, str]) -> str:
+    """What is never the same again, although VMIDs are: PVE gives each clone of a VM a UUID, and we give each instance a nonce."""
+    uuid = options_in(config.get("smbios1")).get("uuid", "")
+    return "/".join(part for part in (str(guest.vmid), uuid, marker[NONCE]) if part)
+
+
+def instance_in(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, str], note: str = "") -> Instance:
+    """The instance that a guest is. Its address is empty where only a running one can tell it.
+
+    One whose making was interrupted is unhealthy: it has not got all of its settings, and never shall serve.
+    """
+    complete = COMPLETE in marker
+    running = guest.status == "running"
+    return Instance(
+        name=f"{marker[NAME]}-r{marker[RELEASE]}-{marker[SLOT]}", host=guest.node, fleet=marker[NAME], release=int(marker[RELEASE]),
+        slot=int(marker[SLOT]), image=marker.get(LABEL + "image", ""), address=marker.get(ADDRESS, ""),
+        port=int(marker.get(LABEL + "port") or 0), revision=marker.get(LABEL + "revision", ""), id=identity(guest, config, marker),
+        state="running" if running else "stopped" if complete else "created", health="none" if complete else "unhealthy",
+        created=marker.get(LABEL + "created", ""), marker=dict(marker), number=guest.vmid, note=note,
+    )
+
+
+def described(instance: Instance, blueprint: Blueprint, created: str, nonce: str, complete: bool = False) -> str:
+    """The description that a guest gets: its marker, with what a stopped guest does not tell."""
+    marker = marker_of(instance, blueprint, created)
+    marker.update({NONCE: nonce, LABEL + "port": str(instance.port)})
+    if instance.address:
+        marker[ADDRESS] = instance.address
+    if complete:
+        marker[COMPLETE] = "1"
+    return json.dumps(marker, sort_keys=True)
+
+
+# --- configurations -----------------------------------------------------------------------------------------------------
+
+def options_in(value: Any) -> Dict[str, str]:
+    """A property string as a mapping: `virtio=BC:24:..,bridge=vmbr0`."""
+    return dict(part.partition("=")[::2] for part in str(value or "").split(",") if "=" in part)
+
+
+def volumes_of(config: Mapping[str, Any]) -> List[Volume]:
+    """The disks of a guest, without its CD-ROMs, but with its cloud-init drive."""
+    found = []
+    for key, value in config.items():
+        first = str(value).split(",")[0]
+        options = options_in(value)
+        if not DRIVE.match(key) or ":" not in first or first.startswith("/"):
+            continue
+        storage, _colon, name = first.partition(":")
+        if options.get("media") == "cdrom" and "cloudinit" not in name and not re.search(r"\bvm-\d+-", name):
+            continue
+        found.append(Volume(key, storage, name, bytes_in(options.get("size", ""))))
+    return sorted(found, key=lambda item: item.key)
+
+
+def has_cloudinit(config: Mapping[str, Any]) -> bool:
+    drives = (str(value) for key, value in config.items() if DRIVE.match(key))
+    return any("cloudinit" in value or ("media=cdrom" in value and re.search(r"\bvm-\d+-", value)) for value in drives)
+
+
+def bytes_in(size: str) -> int:
+    match = re.match(r"^(\d+(?:\.\d+)?)([KMGT]?)$", size)
+    return int(float(match.group(1)) * UNITS[match.group(2)]) if match else 0
+
+
+def root_of(config: Mapping[str, Any]) -> Optional[Volume]:
+    """The disk that an instance boots from, whose size `disk` sets."""
+    disks = {item.key: item for item in volumes_of(config) if "media=cdrom" not in str(config[item.key])}
+    if "rootfs" in disks:
+        return disks["rootfs"]
+    order = re.split(r"[;,]", options_in(config.get("boot")).get("order", ""))
+    return next((disks[key] for key in (*order, "scsi0", "virtio0", "sata0", "ide0") if key in disks), None)
+
+
+def macs_of(config: Mapping[str, Any]) -> List[str]:
+    """The MAC addresses of a guest's network devices, in lower case, net0 first."""
+    keys = sorted((key for key in config if re.match(r"^net\d+$", key)), key=lambda key: int(key[3:]))
+    found = [re.search(r"([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5})", str(config[key])) for key in keys]
+    return [match.group(1).lower() for match in found if match]
+
+
+def bridges_of(config: Mapping[str, Any]) -> List[str]:
+    found = (options_in(value).get("bridge", "") for key, value in config.items() if re.match(r"^net\d+$", key))
+    return sorted({bridge for bridge in found if bridge})
+
+
+def addresses_of(config: Mapping[str, Any]) -> List[str]:
+    """The fixed addresses that a configuration gives, whosoever it is."""
+    values = [str(value) for key, value in config.items() if re.match(r"^(ipconfig|net)\d+$", key)]
+    return [match.group(1) for value in values for match in re.finditer(r"\bip=(\d+\.\d+\.\d+\.\d+)", value)]
+
+
+def template_in(guest: Guest, config: Mapping[str, Any]) -> Template:
+    """A template, named by the digest that its description states, else by what PVE never gives twice: UUID, disks, time of making."""
+    stated = STATED.search(str(config.get("description") or ""))
+    if stated:
+        digest = stated.group(1)
+    else:
+        known = [guest.vmid, options_in(config.get("smbios1")).get("uuid"), options_in(config.get("meta")).get("ctime")]
+        if guest.kind == "lxc":
+            known.append(config.get("digest"))  # a container has no UUID: then every change to it counts
+        disks = [(item.key, item.storage, item.name) for item in volumes_of(config)]
+        digest = "sha256:" + hashlib.sha256(json.dumps([known, disks]).encode()).hexdigest()
+    return Template(guest, f"{guest.name}@{digest}", bool(stated), config)
+
+
+# --- what a cluster is told ---------------------------------------------------------------------------------------------
+
+def clone_params(instance: Instance, template: Template, options: Mapping[str, Any], description: str) -> Dict[str, Any]:
+    """The one call in which a guest comes into being: it can carry nothing but name, description and pool (facts: clone_vm)."""
+    kind = template.guest.kind
+    params: Dict[str, Any] = {
+        "newid": instance.number, "name" if kind == "qemu" else "hostname": instance.name, "description": description,
+        "full": 1 if options["clone"] == "full" else 0,
+    }
+    if options.get("pool"):
+        params["pool"] = options["pool"]
+    if options.get("storage"):
+        params["storage"] = options["storage"]
+    if instance.host != template.guest.node:
+        params["target"] = instance.host
+    return params
+
+
+def config_params(instance: Instance, config: Mapping[str, Any], options: Mapping[str, Any], description: str) -> Dict[str, Any]:
+    """All that makes the clone this instance, in one call. What it has inherited is set anew, so that no template decides about it."""
+    kind = options["kind"]
+    params: Dict[str, Any] = {
+        "description": description, "tags": ";".join(sorted({TAG, f"{TAG}.{instance.fleet}", *options.get("tags", [])})),
+        "protection": 0, "onboot": 1, "digest": config["digest"],
+    }
+    if options.get("cores"):
+        params["cores"] = options["cores"]
+    if options.get("memory"):
+        params["memory"] = options["memory"] // 1024 ** 2
+    if options.get("nameserver"):
+        params["nameserver"] = " ".join(options["nameserver"])
+    fixed = ""
+    if instance.address and options["addresses"] != AGENT:
+        fixed = f"{instance.address}/{options['prefix']}" + (f",gw={options['gateway']}" if options.get("gateway") else "")
+    for index, network in enumerate(options.get("networks") or []):
+        params[f"net{index}"] = _network(kind, index, network)
+    if kind == "lxc":
+        if fixed:
+            kept = options_in(params.get("net0") or config.get("net0"))
+            kept = {key: value for key, value in kept.items() if key not in ("ip", "gw", "ip6", "gw6")}
+            params["net0"] = ",".join([*(f"{key}={value}" for key, value in kept.items()), f"ip={fixed}"])
+        return params
+    if has_cloudinit(config):
+        # By default cloud-init upgrades all packages at the first boot: two instances of one image would differ.
+        params["ciupgrade"] = 0
+        params["ipconfig0"] = f"ip={fixed}" if fixed else "ip=dhcp"
+        if options.get("ci_user"):
+            params["ciuser"] = options["ci_user"]
+        if options.get("ssh_keys"):
+            params["sshkeys"] = quote("\n".join(options["ssh_keys"]), safe="")
+    if "cicustom" in config:
+        params["delete"] = "cicustom"
+    return params
+
+
+def _network(kind: str, index: int, network: Mapping[str, Any]) -> str:
+    parts = [network.get("model", "virtio")] if kind == "qemu" else [f"name=eth{index}"]
+    parts.append(f"bridge={network['bridge']}")
+    if kind == "lxc":
+        parts += ["type=veth", "ip=dhcp"]
+    names = (("vlan", "tag"), ("firewall", "firewall"), ("mtu", "mtu"))
+    return ",".join([*parts, *(f"{there}={int(network[key])}" for key, there in names if key in network)])
+
+
+# --- addresses that a guest tells ---------------------------------------------------------------------------------------
+
+def told_by_agent(answer: Any, macs: Sequence[str], within: Optional[str]) -> str:
+    """The IPv4 address of the first of our network devices, by what a guest agent says; empty where it says none yet.
+
+    A guest has others (loopback, bridges of containers), which are not ours.
+    """
+    result = answer.get("result") if isinstance(answer, Mapping) else answer
+    known: Dict[str, List[str]] = {}
+    for interface in result or []:
+        listed = interface.get("ip-addresses") or []
+        known[str(interface.get("hardware-address") or "").lower()] = [str(item.get("ip-address")) for item in listed]
+    return _fit((address for mac in macs for address in known.get(mac, [])), within)
+
+
+def told_by_container(answer: Any, macs: Sequence[str], within: Optional[str]) -> str:
+    """The same for a container, of which PVE itself knows the devices."""
+    known: Dict[str, List[str]] = {}
+    for interface in answer or []:
+        listed = [str(item.get("ip-address")) for item in interface.get("ip-addresses") or []]
+        known[str(interface.get("hwaddr") or interface.get("hardware-address") or "").lower()] = [
+            *listed, str(interface.get("inet") or "").partition("/")[0]]
+    return _fit((address for mac in macs for address in known.get(mac, [])), within)
+
+
+def _fit(addresses: Iterable[str], within: Optional[str]) -> str:
+    for text in addresses:
+        try:
+            address = ipaddress.IPv4Address(text)
+        except ValueError:
+            continue
+        if address.is_loopback or address.is_link_local or (within and address not in ipaddress.IPv4Network(within)):
+            continue
+        return str(address)
+    return ""

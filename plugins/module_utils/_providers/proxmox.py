@@ -1,0 +1,845 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""Instances as virtual machines or containers of a Proxmox VE cluster.
+
+Whose a guest is, its description says, from the very call that makes it. Its VMID comes from the ledger and is never used again, so that
+making it twice is refused by the cluster itself, and looking at that one id tells what became of a call that got no answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+
+from .._concurrency import each
+from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
+from .._model import Image, Instance, LastWords, Pool
+from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, said_by
+from ._options import gaps
+from ._proxmox_api import Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
+from ._proxmox_guest import (
+    COMPLETE,
+    MAKING,
+    NONCE,
+    TAG,
+    Guest,
+    Template,
+    addresses_of,
+    clone_params,
+    config_params,
+    described,
+    guest_in,
+    identity,
+    instance_in,
+    macs_of,
+    marker_in,
+    root_of,
+    template_in,
+    told_by_agent,
+    told_by_container,
+    volumes_of,
+)
+from ._proxmox_options import IMAGE, OPTIONS, band_of, mistakes, ranges_of, settle, shape
+from ._proxmox_preflight import Missing, free_memory, of_nodes, of_permissions, of_storages, of_templates, source_of
+from .base import Blueprint
+
+__all__ = ["IMAGE", "OPTIONS", "ProxmoxProvider", "connect", "mistakes", "settle", "shape"]
+
+REALM = "proxmox"
+"""What all nodes share, of whatever cluster: a VMID or an address of one fleet is no other fleet's of the same ledger."""
+
+PER_NODE = 4
+"""Guests of one node that are worked on at a time: a node answers with three workers."""
+
+PER_STORAGE = 6
+"""Clones on one storage at a time: each holds its lock for a second or so, and who waits for that for 10 s is sent away."""
+
+CLONING = {"linked": 600.0, "full": 7200.0}
+STARTING, ENDING = 300.0, 300.0
+"""Seconds for tasks of PVE; a stop has the polite time beside that."""
+
+TELLING, BETWEEN = 300.0, 3.0
+"""Seconds in which an instance has to tell its address, and between two questions: an agent that is not up yet keeps a worker for 3 s."""
+
+LOOKING, APART = 40.0, 2.0
+"""Seconds to look for what a call without an answer has done, longer than PVE itself waits for an answer (30), and between two looks."""
+
+FRESH = 3.0
+"""Seconds for which one look at the cluster serves several questions of one task."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A guest that may be an instance, with its configuration, and its marker where it has one."""
+
+    guest: Guest
+    config: Mapping[str, Any]
+    marker: Optional[Mapping[str, str]]
+    note: str = ""
+
+    @property
+    def id(self) -> str:
+        return identity(self.guest, self.config, self.marker) if self.marker else ""
+
+
+def connect(options: Mapping[str, Any]) -> ProxmoxProvider:
+    """A provider on the cluster of `fleet_proxmox`. Raises InvalidError for its mistakes."""
+    found = mistakes(options)
+    if found:
+        raise InvalidError(found)
+    required_sdk()
+    settled = settle(options)
+    return ProxmoxProvider(Api(settled), settled)
+
+
+class ProxmoxProvider:
+    """The provider protocol (see base.py) on a cluster."""
+
+    def __init__(self, api: Api, options: Mapping[str, Any]) -> None:
+        self.api = api
+        self.options = options
+        self._gates: Dict[Tuple[str, ...], threading.BoundedSemaphore] = {}
+        self._gates_lock = threading.Lock()
+        self._seen: Tuple[float, List[Found]] = (0.0, [])
+        self._cluster: Tuple[float, List[Mapping[str, Any]]] = (0.0, [])
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def image(self, reference: str) -> Image:
+        found = self._templates(reference)
+        digests = {item.digest for item in found}
+        if len(digests) > 1 or (len(found) > 1 and not all(item.stated for item in found)):
+            raise RefusedError(
+                f"template {reference}", "there are several: " + ", ".join(f"{item.guest.vmid} on {item.guest.node}" for item in found),
+                "Name one by its VMID; or, where they are the same image, write one and the same line phoenix.fleet.image: sha256:... into "
+                "the description of each",
+            )
+        return Image(reference, found[0].digest)
+
+    def present(self, image: Image) -> Tuple[str, ...]:
+        """The nodes that have this image."""
+        return tuple(sorted(item.guest.node for item in self._replicas(image)))
+
+    def pools(self, fleet: str, port: int, balancers: Sequence[str]) -> Tuple[Pool, ...]:
+        """One for each node that is online, named in `nodes` if any are, and has memory for one more instance."""
+        found, resources = self._survey(fleet), self._resources()
+        ranges, band = ranges_of(self.options), band_of(self.options)
+        guests = [guest_in(item) for item in resources if item.get("type") in ("qemu", "lxc")]
+        taken = {f"#{guest.vmid}" for guest in guests if band[0] <= guest.vmid <= band[1]}
+        for item in found:
+            taken |= {*addresses_of(item.config), (item.marker or {}).get(LABEL + "address", "")}
+        if ranges:
+            low, high = ranges[0][0], ranges[-1][1]
+            taken |= {*gaps(ranges), str(self.options.get("gateway", ""))}
+            ends = (str(low), str(high))
+        held = tuple(sorted(taken - {""}))
+        nodes = [node for node in self._nodes(resources) if self._has_room(node)]
+        if not ranges:
+            return tuple(Pool(node["node"], "dynamic", ports=(port, port), taken=held, realm=REALM, ids=band) for node in nodes)
+        return tuple(Pool(node["node"], "network", *ends, (port, port), held, REALM, band) for node in nodes)
+
+    def _nodes(self, resources: Iterable[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+        """The nodes that instances may be placed on, those with the most free memory first."""
+        wanted = self.options.get("nodes")
+        online = [item for item in resources if item.get("type") == "node" and item.get("status") == "online"]
+        named = [item for item in online if not wanted or item["node"] in wanted]
+        return sorted(named, key=lambda item: (wanted.index(item["node"]) if wanted else 0, item["node"]))
+
+    def _has_room(self, node: Mapping[str, Any]) -> bool:
+        return free_memory(node) >= int(self.options.get("memory", 0))
+
+    def observe(self, fleet: str) -> Tuple[Instance, ...]:
+        self._forget()
+        found = [item for item in self._survey(fleet) if item.marker and item.marker[NAME] == fleet]
+        instances = [instance_in(item.guest, item.config, item.marker or {}, item.note) for item in found]
+        instances = self._with_addresses(list(zip(found, instances)), patience=0.0)
+        return tuple(sorted([*instances, *self._out_of_reach(fleet)], key=lambda item: (item.release, item.slot, item.host)))
+
+    def _out_of_reach(self, fleet: str) -> List[Instance]:
+        """What was ours by its tag on nodes that are offline. Nothing can be done to it before the node is back."""
+        offline = {item["node"] for item in self._resources() if item.get("type") == "node" and item.get("status") != "online"}
+        found = []
+        for guest in (guest_in(item) for item in self._resources() if item.get("type") in ("qemu", "lxc")):
+            release, _dash, slot = guest.name.rpartition("-r")[2].partition("-")
+            if guest.node in offline and f"{TAG}.{fleet}" in guest.tags and release.isdigit() and slot.isdigit():
+                note = f"node {guest.node} is offline; bring it back, or remove it from the cluster with its guests"
+                found.append(Instance(
+                    guest.name, guest.node, fleet, int(release), int(slot), "", "", 0, id=f"{guest.vmid}/offline", state="stopped",
+                    number=guest.vmid, note=note,
+                ))
+        return found
+
+    def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
+        """Two questions for each that is stopped, and one for each of its disks.
+
+        A start leaves a task behind, and a guest that runs writes to its disks: their used size. A start by somebody else, whose tasks the
+        token may not see, is told by the disks alone.
+        """
+        stopped = [item for item in self._own(instances) if item.guest.status != "running"]
+
+        def seal(item: Found) -> Tuple[str, str]:
+            guest = item.guest
+            tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, limit=50) or []
+            starts = sorted(task["upid"] for task in tasks if str(task.get("type", "")).endswith("start"))
+            disks = []
+            for volume in volumes_of(item.config):
+                content = self._contents(guest.node, volume.storage, guest.vmid)
+                disks += [[entry.get(key) for key in ("volid", "size", "used", "ctime")] for entry in content
+                          if entry.get("volid") == f"{volume.storage}:{volume.name}"]
+            known = json.dumps([item.id, item.config.get("digest"), starts[-1:], sorted(disks)])
+            return str(guest.name), hashlib.sha256(known.encode()).hexdigest()
+
+        return dict(each(seal, stopped))
+
+    def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
+        self._forget()
+        here = {found.id: found for fleet in sorted({item.fleet for item in instances}) for found in self._survey(fleet)}
+
+        def words(item: Instance) -> LastWords:
+            found = here.get(item.id)
+            if not found:
+                return LastWords(item.name, "vanished", None, 0)
+            guest = found.guest
+            tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, limit=20) or []
+            log = []
+            for task in tasks[::-1]:
+                log.append(f"{task.get('type')} {task.get('status') or 'running'}")
+                if task.get("endtime") and not is_fine(str(task.get("status"))):
+                    log += self.api.tasks.last_lines(task["upid"])
+            state = instance_in(guest, found.config, found.marker or {}).state
+            return LastWords(item.name, state, None, 0, tuple(log), {"guest": found.guest.words, "config": dict(found.config)})
+
+        return tuple(each(words, instances))
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def preflight(self, instances: Sequence[Instance], blueprint: Blueprint) -> None:
+        self._preflight(instances, blueprint, settled_of(blueprint))
+
+    def _preflight(self, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> List[Template]:
+        """The templates that the instances are made from, one for each of them."""
+        templates = self._replicas(blueprint.image)
+        resources = self._resources()
+        storages = {(item["node"], item["storage"]): item for item in resources if item.get("type") == "storage"}
+        sources = [source_of(item, templates, resources, storages, options) for item in instances]
+        missing = [*of_templates(dict.fromkeys(sources), options), *of_nodes(instances, resources, options)]
+        missing += of_storages(list(zip(instances, sources)), storages, options)
+        missing += of_permissions(self.api.ask("asking for permissions", "access/permissions"), self.api.who, sources, options)
+        missing += self._missing_pool(options) + self._missing_quorum()
+        if missing:
+            missing = list(dict.fromkeys(missing))
+            what, cause, remedy = missing[0]
+            if len(missing) > 1:
+                lines = [f"  {what}: {cause}. {remedy}" for what, cause, remedy in missing]
+                what, cause, remedy = f"{len(missing)} things are missing", "\n".join(["", *lines]), ""
+            raise RefusedError(what, cause, remedy)
+        return sources
+
+    def _missing_pool(self, options: Mapping[str, Any]) -> List[Missing]:
+        pool = options.get("pool")
+        known = [item.get("poolid") for item in self.api.ask("listing pools", "pools") or []] if pool else []
+        if not pool or pool in known:
+            return []
+        remedy = "Make it (pvesh create /pools --poolid " + pool + f"), and give {self.api.who} Pool.Audit on /pool/{pool}"
+        return [(f"pool {pool}", "it does not exist, or may not be seen", remedy)]
+
+    def _missing_quorum(self) -> List[Missing]:
+        try:
+            status = self.api.ask("asking for the cluster's state", "cluster/status") or []
+        except Refusal as error:
+            if error.status != 403:
+                raise
+            return []  # without Sys.Audit the first clone tells it, before anything is made
+        lost = any(item.get("type") == "cluster" and not int(item.get("quorate", 1)) for item in status)
+        remedy = "Bring its other nodes back: without a majority nothing can be changed"
+        return [(f"the cluster of {self.api.where}", "it has lost its quorum", remedy)] if lost else []
+
+    def create(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
+        if not instances:
+            return ()
+        options = settled_of(blueprint)
+        self._forget()
+        sources = self._preflight(instances, blueprint, options)
+        created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        fleets = sorted({item.fleet for item in instances})
+        here = [found for fleet in fleets for found in self._survey(fleet)]
+
+        def make(pair: Tuple[Instance, Template]) -> None:
+            item, template = pair
+            if not item.number:
+                words = f"instances: {item.name} has no number; plan it from the pools, whose ids it needs one of"
+                raise InvalidError([words])
+            found = self._taken_as_it_is(item, blueprint, here)
+            if found is None:
+                nonce = secrets.token_hex(8)
+                found = self._cloned(item, template, options, described(item, blueprint, created, nonce), nonce)
+            if COMPLETE not in (found.marker or {}):
+                found = self._configured(item, found, options, blueprint, created)
+            self._started(found)
+
+        each(make, list(zip(instances, sources)), self._width(instances))
+        return self._as_seen(instances)
+
+    def _taken_as_it_is(self, item: Instance, blueprint: Blueprint, here: Sequence[Found]) -> Optional[Found]:
+        """The guest that is this instance already, made by a former call. Raises RefusedError where the number is somebody else's."""
+        wanted = {
+            NAME: item.fleet, RELEASE: str(item.release), SLOT: str(item.slot), LEDGER: blueprint.ledger,
+            LABEL + "hash": blueprint.hash, LABEL + "image": blueprint.image.digest,
+        }
+        for found in here:
+            marker = found.marker or {}
+            same_name = all(marker.get(key) == wanted[key] for key in (NAME, RELEASE, SLOT))
+            if found.guest.vmid != item.number and not same_name:
+                continue
+            differs = [key for key in wanted if marker.get(key) != wanted[key]]
+            if differs:
+                raise RefusedError(
+                    f"{item.name}: {found.guest.words}",
+                    f"its {differs[0]} is {marker.get(differs[0]) or '(none)'}, not {wanted[differs[0]] or '(none)'}",
+                    "It belongs to somebody else and was not touched; release under another number, or set fleet_proxmox.vmid_range "
+                    "to a range that nobody else uses",
+                )
+            return self._settled(found)
+        return None
+
+    def _cloned(self, item: Instance, template: Template, options: Mapping[str, Any], description: str, nonce: str) -> Found:
+        source = template.guest
+        doing = f"{item.name}: cloning template {source.vmid} on node {source.node} as {item.number} on node {item.host}"
+        params = clone_params(item, template, options, description)
+        target = options.get("storage") or (template.volumes[0].storage if template.volumes else "")
+        gates = [(("node", source.node), PER_NODE), (("storage", target), PER_STORAGE)]
+        if source.kind == "lxc":
+            gates.append((("template", str(source.vmid)), 1))  # PVE locks a container's template for the whole copy
+        with ExitStack() as stack:
+            for name, width in gates:
+                stack.enter_context(self._gate(name, width))
+            for attempt in (1, 2):
+                failure = ""
+                try:
+                    upid = self.api.tell(doing, "post", f"{source.path}/clone", **params)
+                    failure = self._ended(upid, doing, CLONING[options["clone"]])
+                except UnknownOutcomeError:
+                    found = self._appeared(item, source, nonce, CLONING[options["clone"]])
+                    if found is None and attempt == 2:
+                        raise
+                    if found is None:
+                        continue  # it was not done: the VMID is free, and nobody else can have it meanwhile
+                    return found
+                except Refusal as error:
+                    # Taken by what an earlier call of ours has made, whose answer got lost? Only its nonce tells.
+                    found = self._appeared(item, source, nonce, CLONING[options["clone"]]) if error.taken else None
+                    if found is None and error.taken:
+                        remedy = "Somebody else has it: run again for the next one, or set fleet_proxmox.vmid_range to a range of its own"
+                        raise RefusedError(error.what, error.cause, remedy) from error
+                    if found is None:
+                        raise
+                    return found
+                if failure:
+                    raise RefusedError(doing, f"PVE says: {failure}", remedy_of(failure))
+                break
+            found = self._appeared(item, source, nonce, LOOKING)
+        if found is None:
+            cause = "PVE says that it is done, and the guest is not there, or is another's"
+            raise RefusedError(doing, cause, "See the task's log on that node")
+        return found
+
+    def _appeared(self, item: Instance, source: Guest, nonce: str, seconds: float) -> Optional[Found]:
+        """The guest with our nonce under the instance's number, once it is whole; None where no call of ours makes it."""
+        began = time.monotonic()
+        guest = replace(source, vmid=item.number, node=item.host, name=item.name, template=False)
+        while True:
+            found = self._look(guest) or (self._look(replace(guest, node=source.node)) if source.node != item.host else None)
+            if found and found.marker and found.marker[NONCE] != nonce:
+                return None
+            if found and found.marker and not found.guest.lock:
+                return found
+            if found and found.guest.lock not in MAKING and not found.marker:
+                return None
+            passed = time.monotonic() - began
+            busy = found is not None or self._is_cloning(source)
+            if passed > (seconds if busy else APART):
+                if found is not None:
+                    raise DeadlineError(
+                        f"{item.name}: {found.guest.words}", f"it is locked ({found.guest.lock}) for more than {seconds:.0f} s",
+                        f"If no task works on it, run on node {found.guest.node}: {found.guest.unlock}",
+                    )
+                return None
+            time.sleep(min(APART, 0.2 + passed / 4))
+
+    def _is_cloning(self, source: Guest) -> bool:
+        """Whether a clone of that template is under way. Its task bears the template's number and not the clone's (facts: UPID)."""
+        tasks = self.api.ask("listing tasks", f"nodes/{source.node}/tasks", source="active", vmid=source.vmid, limit=100) or []
+        return any(str(task.get("type")) in ("qmclone", "vzclone") and not task.get("endtime") for task in tasks)
+
+    def _look(self, guest: Guest) -> Optional[Found]:
+        """One guest as it is now; None where it is not on that node."""
+        config = self.api.maybe(f"looking at {guest.words}", f"{guest.path}/config")
+        if config is None:
+            return None
+        return Found(replace(guest, lock=str(config.get("lock") or "")), config, marker_in(config))
+
+    def _configured(self, item: Instance, found: Found, options: Mapping[str, Any], blueprint: Blueprint, created: str) -> Found:
+        guest = found.guest
+        doing = f"{item.name}: configuring {guest.words}"
+        created = (found.marker or {}).get(LABEL + "created", created)
+        description = described(item, blueprint, created, (found.marker or {})[NONCE], complete=True)
+        with self._gate(("node", guest.node), PER_NODE):
+            root = root_of(found.config)
+            if options.get("disk") and root and options["disk"] > root.size:
+                size, digest = f"{-(-options['disk'] // 1024 ** 2)}M", found.config["digest"]
+                upid = self._again(doing, found, "put", f"{guest.path}/resize", disk=root.key, size=size, digest=digest)
+                self._fine(upid, doing, ENDING)
+                found = self._verified(found)
+            params = config_params(item, found.config, {**options, "kind": guest.kind}, description)
+            try:
+                self.api.tell(doing, "put", f"{guest.path}/config", **params)
+            except UnknownOutcomeError:
+                now = self._verified(found)
+                if COMPLETE not in (now.marker or {}):
+                    params["digest"] = now.config["digest"]
+                    self.api.tell(doing, "put", f"{guest.path}/config", **params)
+            return self._verified(found)
+
+    def _again(self, doing: str, found: Found, method: str, path: str, **params: Any) -> Any:
+        """Tell what does no harm when it is told twice; after an unknown outcome only to the very guest."""
+        try:
+            return self.api.tell(doing, method, path, **params)
+        except UnknownOutcomeError:
+            now = self._verified(found)
+            if "digest" in params:
+                params["digest"] = now.config["digest"]
+            return self.api.tell(doing, method, path, **params)
+
+    def _started(self, found: Found) -> None:
+        guest = found.guest
+        doing = f"starting {guest.words}"
+        with self._gate(("node", guest.node), PER_NODE):
+            for attempt in (1, 2):
+                try:
+                    upid = self.api.tell(doing, "post", f"{guest.path}/status/start")
+                    status = self._ended(upid, doing, STARTING)
+                except (UnknownOutcomeError, Refusal) as error:
+                    if self._status(guest) == "running":
+                        return
+                    if attempt == 2 or not isinstance(error, UnknownOutcomeError):
+                        raise
+                    continue
+                if status and "already running" not in status:
+                    raise RefusedError(doing, f"PVE says: {status}", remedy_of(status, guest))
+                return
+
+    def _status(self, guest: Guest) -> str:
+        """running or stopped, now; after a call without an answer, once nothing more happens to it."""
+        began = time.monotonic()
+        while True:
+            state = self.api.ask(f"looking at {guest.words}", f"{guest.path}/status/current")
+            tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="active", vmid=guest.vmid, limit=20) or []
+            if not any(not task.get("endtime") for task in tasks) or time.monotonic() - began > LOOKING:
+                return str(state.get("status"))
+            time.sleep(0.5)
+
+    def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
+        if not instances:
+            return ()
+        present = self._own(instances)
+        lost = {item.id for item in instances} - {found.id for found in present}
+        if lost:
+            names = ", ".join(item.name for item in instances if item.id in lost)
+            raise RefusedError(names, "vanished from the cluster", "Release anew, or heal")
+
+        def wake(found: Found) -> None:
+            now = self._verified(found)
+            if not int(now.config.get("onboot") or 0):
+                self._again(f"starting {now.guest.words}", now, "put", f"{now.guest.path}/config", onboot=1, digest=now.config["digest"])
+            self._started(now)
+
+        each(wake, [found for found in present if found.guest.status != "running"], self._width(instances))
+        return self._as_seen(instances)
+
+    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
+        awake = [found for found in self._own(instances) if found.guest.status == "running"]
+
+        def rest(found: Found) -> None:
+            self._shut_down(found, timeout)
+            now = self._same(found)
+            if now is not None and int(now.config.get("onboot") or 0):
+                # A node that restarts would start it again.
+                self._again(f"stopping {now.guest.words}", now, "put", f"{now.guest.path}/config", onboot=0, digest=now.config["digest"])
+
+        each(rest, awake, self._width(instances))
+        self._forget()
+
+    def _shut_down(self, found: Found, timeout: int) -> None:
+        """Politely, by its agent or ACPI; what still runs then is stopped by the same task, which has the lock all the time."""
+        now = self._same(found)
+        if now is None:
+            return
+        guest = now.guest
+        doing = f"stopping {guest.words}"
+        self._refuse_locked(now, doing)
+        with self._gate(("node", guest.node), PER_NODE):
+            for attempt in (1, 2):
+                try:
+                    upid = self.api.tell(doing, "post", f"{guest.path}/status/shutdown", forceStop=1, timeout=max(1, timeout))
+                    status = self._ended(upid, doing, timeout + ENDING)
+                except (UnknownOutcomeError, Refusal) as error:
+                    if isinstance(error, Refusal) and error.absent:
+                        return
+                    if self._status(guest) == "stopped":
+                        return
+                    if attempt == 2 or not isinstance(error, UnknownOutcomeError):
+                        raise
+                    continue
+                if status and "not running" not in status:
+                    raise RefusedError(doing, f"PVE says: {status}", remedy_of(status, guest))
+                return
+
+    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
+        present = self._own(instances)
+        leaked: List[str] = []
+
+        def end(found: Found) -> None:
+            if found.guest.status == "running":
+                self._shut_down(found, timeout)
+            now = self._same(found)
+            if now is not None:
+                leaked.extend(self._removed(now))
+
+        each(end, present, self._width(instances))
+        self._forget()
+        left = [guest.words for guest in (guest_in(item) for item in self._resources() if item.get("type") in ("qemu", "lxc"))
+                if guest.vmid in {found.guest.vmid for found in present} and self._is_same(guest, present)]
+        if left:
+            raise RefusedError(", ".join(left), "PVE says that it is removed, and still lists it", "Run again")
+        leaked += self._left_over(present)
+        if leaked:
+            leaked = sorted(set(leaked))
+            remedy = "The instances are gone. Remove the disks on that node yourself: pvesm free VOLUME"
+            raise RefusedError("destroying", f"PVE did not remove {', '.join(leaked)}", remedy)
+
+    def _removed(self, found: Found) -> List[str]:
+        """Remove a stopped guest with its disks and all that refers to it; returns the disks that PVE could not remove."""
+        guest = found.guest
+        doing = f"destroying {guest.words}"
+        self._refuse_locked(found, doing)
+        with self._gate(("node", guest.node), PER_NODE):
+            for attempt in (1, 2):
+                try:
+                    upid = self.api.tell(doing, "delete", guest.path, purge=1)
+                    status = self._ended(upid, doing, ENDING, warnings=True)
+                except (UnknownOutcomeError, Refusal) as error:
+                    now = self._gone_or_idle(found)
+                    if now is None:
+                        return []
+                    if attempt == 2 or not isinstance(error, UnknownOutcomeError):
+                        raise
+                    continue
+                if status.startswith("WARNINGS"):
+                    lines = [line for line in self.api.tasks.last_lines(upid) if "not remove" in line]
+                    return lines or [f"something of {guest.words} ({status})"]
+                if status:
+                    raise RefusedError(doing, f"PVE says: {status}", remedy_of(status, guest))
+                return []
+        return []
+
+    def _gone_or_idle(self, found: Found) -> Optional[Found]:
+        """The guest, once no task works on it any more; None when it is gone."""
+        began = time.monotonic()
+        while True:
+            now = self._same(found)
+            if now is None or now.guest.lock != "destroyed" or time.monotonic() - began > ENDING:
+                return now
+            time.sleep(0.5)
+
+    def _left_over(self, gone: Sequence[Found]) -> List[str]:
+        """The disks of these guests that a listing still shows: one listing for each storage."""
+        places: Dict[Tuple[str, str], Set[str]] = {}
+        shared = {item["storage"] for item in self._resources() if item.get("type") == "storage" and int(item.get("shared") or 0)}
+        for found in gone:
+            for volume in volumes_of(found.config):
+                node = "" if volume.storage in shared else found.guest.node
+                places.setdefault((node, volume.storage), set()).add(f"{volume.storage}:{volume.name}")
+        any_node = next((item["node"] for item in self._resources() if item.get("type") == "node" and item.get("status") == "online"), "")
+        left: List[str] = []
+        for (node, storage), volids in places.items():
+            listed = {str(item.get("volid")) for item in self._contents(node or any_node, storage, None)}
+            left += sorted(f"{volid} on node {node or any_node}" for volid in volids & listed)
+        return left
+
+    def _contents(self, node: str, storage: str, vmid: Optional[int]) -> List[Mapping[str, Any]]:
+        params: Dict[str, Any] = {"vmid": vmid} if vmid else {}
+        return list(self.api.ask(f"listing storage {storage} on node {node}", f"nodes/{node}/storage/{storage}/content", **params) or [])
+
+    # --- whose is it --------------------------------------------------------------------------------------------------
+
+    def _own(self, instances: Sequence[Instance]) -> List[Found]:
+        """Those of `instances` that exist, as they are now. Raises RefusedError where the marker is not the one expected."""
+        if not instances:
+            return []
+        self._forget()
+        here = {found.id: found for fleet in sorted({item.fleet for item in instances}) for found in self._survey(fleet) if found.marker}
+        present = []
+        for item in instances:
+            if not item.id:
+                raise RefusedError(item.name, "it was planned but never observed, so its id is not known", "Observe the fleet first")
+            found = here.get(item.id)
+            if found is None:
+                self._refuse_offline(item)
+                continue
+            now = instance_in(found.guest, found.config, found.marker or {})
+            if said_by(now) != said_by(item):
+                raise RefusedError(
+                    f"{now.name}: {found.guest.words}", f"its marker says {said_by(now)}, not {said_by(item)}",
+                    "It belongs to somebody else and was not touched",
+                )
+            if found.guest.ha:
+                raise RefusedError(
+                    f"{now.name}: {found.guest.words}", f"it is managed by HA ({found.guest.ha}), which would undo what is done to it",
+                    f"Take it out: ha-manager remove {'vm' if found.guest.kind == 'qemu' else 'ct'}:{found.guest.vmid}",
+                )
+            present.append(found)
+        return present
+
+    def _refuse_offline(self, item: Instance) -> None:
+        """One that is not listed has vanished, unless its node cannot be asked: then nobody knows."""
+        for entry in self._resources():
+            if entry.get("type") == "node" and entry["node"] == item.host and entry.get("status") != "online":
+                remedy = "Bring the node back, or remove it from the cluster with its guests"
+                raise UnreachableError(f"{item.name} on node {item.host}", "the node is offline", remedy)
+
+    def _same(self, found: Found) -> Optional[Found]:
+        """The very guest once more, read just before something is done to it; None where it vanished, or its VMID is another's now."""
+        now = self._look(found.guest)
+        return replace(now, note=found.note) if now is not None and now.id == found.id else None
+
+    def _verified(self, found: Found) -> Found:
+        """As `_same`, where it has to be there."""
+        now = self._same(found)
+        if now is None:
+            raise RefusedError(found.guest.words, "it is another one now, or gone, and was not touched", "Run again")
+        return now
+
+    def _is_same(self, guest: Guest, gone: Sequence[Found]) -> bool:
+        now = self._look(guest)
+        return now is not None and now.id in {found.id for found in gone}
+
+    def _refuse_locked(self, found: Found, doing: str) -> None:
+        guest = found.guest
+        if guest.lock:
+            raise RefusedError(
+                doing, f"it is locked ({guest.lock})",
+                f"Wait for the task that holds it; if none does, run on node {guest.node}: {guest.unlock}",
+            )
+
+    # --- the cluster as it is -----------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._seen, self._cluster = (0.0, []), (0.0, [])
+
+    def _resources(self) -> List[Mapping[str, Any]]:
+        """Nodes, storages and guests of the whole cluster, by one question."""
+        when, known = self._cluster
+        if not known or time.monotonic() - when > FRESH:
+            known = list(self.api.ask("looking at the cluster", "cluster/resources") or [])
+            self._cluster = (time.monotonic(), known)
+        return known
+
+    def _survey(self, fleet: str) -> List[Found]:
+        """Every guest that may be an instance of ours: in the band of VMIDs, in the pool, or with our tag. Each is read, since the
+        cluster's own listing has no descriptions; and whether it runs is asked of its node, since that listing is seconds old.
+        """
+        when, known = self._seen
+        if known and time.monotonic() - when <= FRESH:
+            return known
+        band, pool = band_of(self.options), self.options.get("pool")
+        online = {item["node"] for item in self._resources() if item.get("type") == "node" and item.get("status") == "online"}
+        candidates = [
+            guest for guest in (guest_in(item) for item in self._resources() if item.get("type") in ("qemu", "lxc"))
+            if guest.node in online and (band[0] <= guest.vmid <= band[1] or (pool and guest.pool == pool) or TAG in guest.tags)
+        ]
+        looks = each(self._settled_look, candidates, 4 * max(2, len(online)))
+        found = [item for item in looks if item is not None and not int(item.config.get("template") or 0)]
+        listed: Dict[Tuple[str, int], Mapping[str, Any]] = {}
+        places = sorted({(item.guest.node, item.guest.kind) for item in found if item.marker})
+        listings = each(lambda place: self.api.ask(f"listing node {place[0]}", f"nodes/{place[0]}/{place[1]}"), places)
+        for (node, _kind), listing in zip(places, listings):
+            listed.update(((node, int(item["vmid"])), item) for item in listing or [])
+        fresh = []
+        for item in found:
+            entry = listed.get((item.guest.node, item.guest.vmid), {})
+            status, name = entry.get("status") or item.guest.status, entry.get("name") or item.guest.name
+            fresh.append(self._noted(replace(item, guest=replace(item.guest, status=str(status), name=str(name)))))
+        self._seen = (time.monotonic(), fresh)
+        return fresh
+
+    def _noted(self, item: Found) -> Found:
+        """Quarantine: a lock that no task holds any more cannot be taken away through the API."""
+        guest = item.guest
+        if not item.marker or not guest.lock or guest.status == "running":
+            return item
+        return replace(item, note=f"it is locked ({guest.lock}), and no task works on it; run on node {guest.node}: {guest.unlock}")
+
+    def _settled_look(self, guest: Guest) -> Optional[Found]:
+        found = self._look(guest)
+        return self._settled(found) if found else None
+
+    def _settled(self, found: Found) -> Found:
+        """The guest when what is being done to it is over: a killed run's clone goes on without it, and tells whose it is only late."""
+        began = time.monotonic()
+        while found.guest.lock in (*MAKING, "destroyed") and time.monotonic() - began < CLONING["full"]:
+            tasks = self.api.ask("listing tasks", f"nodes/{found.guest.node}/tasks", source="active", limit=500) or []
+            kinds = ("qmclone", "vzclone", "qmcreate", "vzcreate", "qmdestroy", "vzdestroy")
+            busy = any(str(task.get("type")) in kinds and not task.get("endtime") for task in tasks)
+            if busy:
+                time.sleep(1.0)
+            now = self._look(found.guest)
+            if now is None:
+                return replace(found, marker=None)
+            found = now
+            if not busy:
+                break
+        return found
+
+    def _as_seen(self, instances: Sequence[Instance]) -> Tuple[Instance, ...]:
+        self._forget()
+        fleets = sorted({item.fleet for item in instances})
+        here = [(found, instance_in(found.guest, found.config, found.marker, found.note))
+                for fleet in fleets for found in self._survey(fleet) if found.marker]
+        wanted = {item.name for item in instances}
+        pairs = [(found, item) for found, item in here if item.name in wanted]
+        seen = {item.name: item for item in self._with_addresses(pairs, TELLING)}
+        lost = [item.name for item in instances if item.name not in seen]
+        if lost:
+            raise RefusedError(", ".join(lost), "vanished right after the start", "See who removes guests there, then run again")
+        return tuple(seen[item.name] for item in instances)
+
+    def _with_addresses(self, pairs: Sequence[Tuple[Found, Instance]], patience: float) -> List[Instance]:
+        """The instances with the addresses that only they can tell. They are asked one at a time on each node, since a guest that is not
+        up yet keeps one of its three workers for seconds. Without patience each is asked once, and may stay without one.
+        """
+        silent = [pair for pair in pairs if not pair[1].address and pair[1].state == "running" and not pair[1].note]
+        nodes: Dict[str, List[Tuple[Found, Instance]]] = {}
+        for pair in silent:
+            nodes.setdefault(pair[0].guest.node, []).append(pair)
+        told: Dict[str, str] = {}
+
+        def ask_all(waiting: List[Tuple[Found, Instance]]) -> None:
+            deadline = time.monotonic() + patience
+            while waiting:
+                said: Dict[str, str] = {}
+                for found, item in waiting:
+                    told[item.id], said[item.id] = self._told(found)
+                waiting = [pair for pair in waiting if not told[pair[1].id]]
+                if not waiting or not patience:
+                    return
+                if time.monotonic() > deadline:
+                    found, item = waiting[0]
+                    raise DeadlineError(
+                        f"{item.name}: {found.guest.words}", f"it told no address within {patience:.0f} s; last it said: {said[item.id]}",
+                        "Install qemu-guest-agent in the template and set its agent option; or give fixed fleet_proxmox.addresses",
+                    )
+                time.sleep(BETWEEN)
+
+        each(ask_all, list(nodes.values()), max(2, len(nodes)))
+        return [replace(item, address=told.get(item.id) or item.address) for _found, item in pairs]
+
+    def _told(self, found: Found) -> Tuple[str, str]:
+        """The address that a guest tells, and what it said."""
+        guest, within = found.guest, self.options.get("agent_network")
+        try:
+            if guest.kind == "lxc":
+                answer = self.api.ask(f"asking {guest.words} for its address", f"{guest.path}/interfaces")
+                return told_by_container(answer, macs_of(found.config), within), "no address that fits"
+            answer = self.api.ask(f"asking {guest.words} for its address", f"{guest.path}/agent/network-get-interfaces")
+            return told_by_agent(answer, macs_of(found.config), within), "no address that fits its MAC"
+        except Refusal as error:
+            if "No QEMU guest agent configured" in error.said:
+                remedy = "Set its agent option in the template: qm set TEMPLATE --agent 1; or give fixed fleet_proxmox.addresses"
+                raise RefusedError(f"{guest.words}", f"PVE says: {error.said}", remedy) from error
+            if error.status == 403:
+                raise
+            return "", error.said
+
+    # --- templates ----------------------------------------------------------------------------------------------------
+
+    def _templates(self, reference: str) -> List[Template]:
+        """The templates of that name or VMID, one for each node that has a replica. Raises RefusedError where there is none."""
+        kind = self.options["kind"]
+        resources = self._resources()
+        guests = [guest_in(item) for item in resources if item.get("type") == kind]
+        named = [guest for guest in guests if reference in (guest.name, str(guest.vmid))]
+        offline = {item["node"] for item in resources if item.get("type") == "node" and item.get("status") != "online"}
+        if not named:
+            known = ", ".join(sorted({guest.name for guest in guests if guest.template})[:10]) or "none"
+            remedy = f"Check the name; templates of kind {kind} that {self.api.who} may see: {known}"
+            raise RefusedError(f"template {reference}", f"no guest of that name or VMID is seen at {self.api.where}", remedy)
+        within = [guest for guest in named if guest.node not in offline]
+        if not within:
+            raise UnreachableError(f"template {reference}", f"node {named[0].node} is offline", "Bring the node back")
+        looks = each(self._look, within)
+        found = [template_in(replace(look.guest, name=str(look.config.get("name") or look.config.get("hostname") or look.guest.name)),
+                             look.config) for look in looks if look is not None and int(look.config.get("template") or 0)]
+        if not found:
+            guest = within[0]
+            command = f"{'qm' if kind == 'qemu' else 'pct'} template {guest.vmid}"
+            raise RefusedError(f"template {reference}", f"{guest.words} is no template", f"Make it one on that node: {command}")
+        return found
+
+    def _replicas(self, image: Image) -> List[Template]:
+        """The templates that are this very image. Raises RefusedError where it is there no more."""
+        name = image.digest.rpartition("@")[0] or image.reference
+        found = [item for item in self._templates(name) if item.digest == image.digest]
+        if not found:
+            raise RefusedError(
+                f"template {name}", f"none is the image {image.digest} any more",
+                "A template is never changed or replaced: make one of another name, and release that",
+            )
+        return found
+
+    # --- limits -------------------------------------------------------------------------------------------------------
+
+    def _gate(self, name: Tuple[str, ...], width: int) -> threading.BoundedSemaphore:
+        with self._gates_lock:
+            return self._gates.setdefault(name, threading.BoundedSemaphore(width))
+
+    def _width(self, instances: Sequence[Instance]) -> int:
+        return PER_NODE * max(1, len(Counter(item.host for item in instances)))
+
+    def _ended(self, upid: Any, doing: str, seconds: float, warnings: bool = False) -> str:
+        """What a task ended with, empty where that is fine. warnings: those are told too."""
+        if not isinstance(upid, str) or not upid.startswith("UPID:"):
+            return ""  # older versions do it at once, and answer nothing
+        status = self.api.tasks.wait(upid, doing, seconds)
+        if status.startswith(("unexpected status", "unable to")):
+            raise UnknownOutcomeError(doing, f"PVE says: {status}", f"See the log of task {upid}")
+        return "" if is_fine(status) and not (warnings and status != "OK") else status
+
+    def _fine(self, upid: Any, doing: str, seconds: float) -> None:
+        status = self._ended(upid, doing, seconds)
+        if status:
+            raise RefusedError(doing, f"PVE says: {status}", remedy_of(status))
+
+
+def remedy_of(said: str, guest: Optional[Guest] = None) -> str:
+    if guest and "is locked" in said:
+        return f"Wait for the task that holds it; if none does, run on node {guest.node}: {guest.unlock}"
+    return remedy_for(500, said, "the token")
+
+
+def settled_of(blueprint: Blueprint) -> Dict[str, Any]:
+    found = mistakes(blueprint.options)
+    if found:
+        raise InvalidError(found)
+    return settle(blueprint.options)

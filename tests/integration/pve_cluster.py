@@ -1,0 +1,258 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A Proxmox VE cluster for tests: fakepve, each of whose requests is held against the published schema of the API, and a proxy that
+cuts connections off after the cluster has acted.
+
+Nothing boots in it, and no disk is copied: it shows that the right things are told in the right order, that PVE's words are understood, and
+what is left when something fails in between. Where it differs from PVE's sources it is put right here, as far as a test depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import ssl
+import tempfile
+import threading
+import urllib.parse
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fakepve import FakePve, FakeVm, schema
+from fakepve.certs import make_cert
+
+HOST = "127.0.0.1"
+GIB = 1024**3
+IMAGE = "sha256:" + "5" * 64
+USER, TOKEN, SECRET = "fleet@pve", "ci", "correct-horse-7"
+T = TypeVar("T")
+
+# The roles that the documentation names, by the path that each is given on.
+ROLES = {
+    "/vms/{template}": {"VM.Clone", "VM.Audit"},
+    "/pool/{pool}": {
+        "VM.Allocate", "VM.Audit", "VM.PowerMgmt", "VM.Config.Options", "VM.Config.Cloudinit", "VM.Config.CPU", "VM.Config.Memory",
+        "VM.Config.Disk", "VM.Config.Network", "VM.GuestAgent.Audit", "Pool.Audit",
+    },
+    "/storage/{storage}": {"Datastore.AllocateSpace", "Datastore.Audit"},
+    "/sdn/zones/localnetwork/{bridge}": {"SDN.Use"},
+}
+
+
+class Cluster(FakePve):
+    """The cluster's state, and what was asked of it. wrong holds every request that the schema does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__(host=HOST, port=0)
+        self.time_scale = 0
+        self.max_requests = 10**6
+        self.calls: Counter[str] = Counter()
+        self.rules: dict[str, Any] = {}
+        self.wrong: list[str] = []
+        self.began: list[tuple[str, float]] = []
+
+    def _record(self, request: Any, body: bytes) -> None:
+        super()._record(request, body)
+        path = urllib.parse.unquote(request.path).removeprefix("/api2/json")
+        found = schema.load().match(path)
+        values = dict(request.query)
+        if body:
+            values.update(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
+        if found is None or request.method not in found.methods:
+            self.wrong.append(f"{request.method} {path}: there is no such call")
+            return
+        rule = found.methods[request.method]
+        declared = (rule.get("parameters") or {}).get("properties", {})
+        values.update({key: item for key, item in found.params.items() if key in declared})
+        _values, mistakes = schema.validate(rule.get("parameters"), values)
+        if mistakes:
+            self.wrong.append(f"{request.method} {path} {values}: {mistakes}")
+        call = f"{request.method} {found.template}"
+        self.calls[call] += 1
+        self.rules[call] = rule.get("permissions")
+
+    async def _qm_clone(self, v: Any, user: str) -> Any:
+        """As PVE: a clone has a cloud-init drive of its own, and local disks stay on their node."""
+        source = self.find(v["node"], v["vmid"])
+        target = v.get("target")
+        local = [key for key in source.config if re.match(r"(scsi|virtio)\d", key)
+                 and not self.storages[str(source.config[key]).split(":")[0]].get("shared")]
+        if target and target != v["node"] and local:
+            from fakepve.model import PveError
+            raise PveError(500, f"can't clone VM to node '{target}' (VM uses local storage)")
+        upid = await super()._qm_clone(v, user)
+        made = self.vm(int(v["newid"]))
+        for key, value in (made.config if made else {}).items():
+            if "cloudinit" in str(value):
+                made.config[key] = str(value).replace(f"vm-{v['vmid']}-", f"vm-{v['newid']}-")
+        return upid
+
+    def add_template(
+        self, vmid: int, name: str, node: str = "pve1", storage: str = "local-zfs", digest: str = IMAGE, **config: Any,
+    ) -> FakeVm:
+        """A golden image as people make them: a disk, a cloud-init drive, a network device, an agent, and settings that clones inherit."""
+        volume = f"base-{vmid}-disk-0"
+        self.storages[storage].setdefault("volumes", {})[volume] = {
+            "content": "images", "format": "raw", "size": 4 * GIB, "vmid": vmid, "ctime": 1}
+        settings = {
+            "name": name, "memory": 512, "cores": 1, "scsi0": f"{storage}:{volume},size=4G", "agent": "1", "boot": "order=scsi0",
+            "ide2": f"{storage}:vm-{vmid}-cloudinit,media=cdrom", "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr0", "template": 1,
+            "smbios1": f"uuid=00000000-0000-4000-8000-{vmid:012}", "tags": "golden", "onboot": 1, "protection": 1,
+            "description": f"phoenix.fleet.image: {digest}\n" if digest else "The golden image\n", **config,
+        }
+        made = self.add_vm(vmid, name, node=node, template=True, config={key: item for key, item in settings.items() if item is not None})
+        return made
+
+    def add_container(self, vmid: int, name: str, node: str = "pve1", storage: str = "local-zfs") -> Any:
+        return self.add_ct(vmid, name, node=node, template=True, config={
+            "hostname": name, "rootfs": f"{storage}:basevol-{vmid}-disk-0,size=2G", "net0": "name=eth0,bridge=vmbr0,ip=dhcp,type=veth",
+            "description": f"phoenix.fleet.image: {IMAGE}\n", "tags": "golden", "protection": 1,
+        })
+
+
+class Served:
+    """A Cluster that answers at `port`, on a thread of its own."""
+
+    def __init__(self, nodes: int = 2) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.ca, self.key = make_cert(self.folder.name, hosts=(HOST,))[:2]
+        self.pve = Cluster()
+        for number in range(1, nodes + 1):
+            self.pve.add_node(f"pve{number}")
+        self.pve.storages["local-zfs"] = {"type": "zfspool", "active": 1, "content": "images,rootdir", "files": set(), "pool": "rpool"}
+        self.pve.storages["ceph"] = {"type": "rbd", "active": 1, "content": "images,rootdir", "files": set(), "pool": "rbd", "shared": 1}
+        self.pve.pools.setdefault("fleet", set())
+        self.pve.apitokens[f"{USER}!{TOKEN}"] = SECRET
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.open()
+
+    def do(self, work: Callable[[], Awaitable[T]]) -> T:
+        """In the cluster's own thread: nothing else happens meanwhile."""
+        async def run() -> T:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
+
+    def open(self) -> None:
+        self.do(lambda: self.pve.start(self.ca, self.key))
+
+    def shut(self) -> None:
+        self.do(self.pve.stop)
+
+    def close(self) -> None:
+        self.shut()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.folder.cleanup()
+
+    @property
+    def port(self) -> int:
+        return int(self.pve.port)
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        return {
+            "api_host": HOST, "api_port": self.port, "api_user": USER, "api_token_id": TOKEN, "api_token_secret": SECRET,
+            "ca_path": str(self.ca), "pool": "fleet", **more,
+        }
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class CuttingProxy:
+    """TLS in front of a cluster. `cut` names the next calls whose answer is lost although the cluster has acted; `drop` those that are lost
+    on their way there; `hook` is called with each call before it is passed on.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self.cut: list[tuple[str, str]] = []
+        self.drop: list[tuple[str, str]] = []
+        self.lost: list[str] = []
+        self.hook: Callable[[str, str], None] = lambda method, path: None
+        trusted = ssl.create_default_context(cafile=str(served.ca))
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+            def answer(self) -> None:
+                method, path = str(self.command), self.path.partition("?")[0].removeprefix("/api2/json")
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                proxy.hook(method, path)
+                if proxy._taken(proxy.drop, method, path):
+                    return self.die()
+                upstream = http.client.HTTPSConnection(HOST, served.port, context=trusted, timeout=60)
+                headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
+                upstream.request(method, self.path, body or None, headers)
+                response = upstream.getresponse()
+                data = response.read()
+                upstream.close()
+                if proxy._taken(proxy.cut, method, path):
+                    return self.die()
+                self.send_response(response.status, response.reason)
+                for key, value in response.getheaders():
+                    if key.lower() not in ("transfer-encoding", "content-length", "connection"):
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+                return None
+
+            do_GET = do_POST = do_PUT = do_DELETE = answer
+
+            def die(self) -> None:
+                self.close_connection = True
+                self.connection.close()
+
+        self.server = ThreadingHTTPServer((HOST, 0), Handler)
+        self.server.daemon_threads = True
+        own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        own.load_cert_chain(str(served.ca), str(served.key))
+        self.server.socket = own.wrap_socket(self.server.socket, server_side=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+        self.lock = threading.Lock()
+
+    def _taken(self, rules: list[tuple[str, str]], method: str, path: str) -> bool:
+        with self.lock:
+            for rule in rules:
+                if rule[0] == method and re.search(rule[1], path):
+                    rules.remove(rule)
+                    self.lost.append(f"{method} {path}")
+                    return True
+        return False
+
+    @property
+    def port(self) -> int:
+        return int(self.server.server_address[1])
+
+    def __enter__(self) -> CuttingProxy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def marker(guest: Any) -> dict[str, str]:
+    return dict(json.loads(guest.config["description"]))
+
+
+def certificate(folder: Path) -> str:
+    """An authority that has signed nothing of a cluster's."""
+    return str(make_cert(str(folder), hosts=("elsewhere.example.org",))[0])
