@@ -203,7 +203,7 @@ class ProxmoxProvider:
 
         return dict(each(seal, stopped))
 
-    def last_words(self, instances: Sequence[Instance]) -> Tuple[LastWords, ...]:
+    def last_words(self, instances: Sequence[Instance], log: bool = True) -> Tuple[LastWords, ...]:
         self._forget()
         here = {found.id: found for fleet in sorted({item.fleet for item in instances}) for found in self._survey(fleet)}
 
@@ -212,16 +212,21 @@ class ProxmoxProvider:
             if not found:
                 return LastWords(item.name, "vanished", None, 0)
             guest = found.guest
-            tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, limit=20) or []
-            log = []
-            for task in tasks[::-1]:
-                log.append(f"{task.get('type')} {task.get('status') or 'running'}")
-                if task.get("endtime") and not is_fine(str(task.get("status"))):
-                    log += self.api.tasks.last_lines(task["upid"])
             state = instance_in(guest, found.config, found.marker or {}).state
-            return LastWords(item.name, state, None, 0, tuple(log), {"guest": found.guest.words, "config": dict(found.config)})
+            lines = self._task_lines(guest) if log else []
+            return LastWords(item.name, state, None, 0, tuple(lines), {"guest": found.guest.words, "config": dict(found.config)})
 
         return tuple(each(words, instances))
+
+    def _task_lines(self, guest: Guest) -> List[str]:
+        """What PVE did with a guest, and its words where that failed. What the guest itself has written is in none of its listings."""
+        tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, limit=20) or []
+        lines = []
+        for task in tasks[::-1]:
+            lines.append(f"{task.get('type')} {task.get('status') or 'running'}")
+            if task.get("endtime") and not is_fine(str(task.get("status"))):
+                lines += self.api.tasks.last_lines(task["upid"])
+        return lines
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
