@@ -495,6 +495,9 @@ class _Book:
                 undoing = False
             self._change_entry(entry, outcome="failed", reason=why)
         elif same and plan.verb == entry.verb:
+            if entry.size and plan.release is not None:
+                # Another size was asked for since: it counts with the commit, which may stand already.
+                self._change_entry(entry, size=plan.release.size)
             self._reserve(plan)
         else:
             if entry is not None:
@@ -525,9 +528,10 @@ class _Book:
         written = _records(self._connection, self._fleet, entry.number)
         if record == "commit" and ("revert" in written or not entry.target):
             raise RefusedError(f"fleet {self._fleet}", f"release {entry.target} was rejected, and is never promoted", "Release again")
-        if record in ("commit", "revert", "retire") and record in written:
+        if record in ("revert", "retire") and record in written:
             return
-        self._append(entry.number, record, reason, {"source": entry.source, "target": entry.target, "release": release or entry.target})
+        if record != "commit" or record not in written:
+            self._append(entry.number, record, reason, {"source": entry.source, "target": entry.target, "release": release or entry.target})
         if record == "commit":
             self._commit(entry)
         elif record == "revert":
