@@ -52,5 +52,5 @@ class ActionModule(FleetAction):
             provider = _instances.connect(params["provider"], params["options"])
             pools = {pool.host: pool for pool in provider.pools(params["fleet"], params["port"], params["balancers"])}
             ledger.reserve(lease, {key: item.name for item in made for key in reservations(item, pools)})
-            steps = addressed([from_dict(Step, step) for step in wave.values()], made)
+            steps = addressed([from_dict(Step, step) for step in wave.values()], made, ledger.history(lease.fleet).reserved)
             result["wave"] = {kind: {**step, **to_dict(now)} for (kind, step), now in zip(wave.items(), steps, strict=True)}

@@ -244,7 +244,8 @@ class World:
 class Goal:
     """What a run is for. verb: release, rollback, scale, heal, retire, abort. Only the fields of the verb matter.
 
-    force: release the same anew; abort what was committed, however well it looks.
+    force: release the same anew; abort what was committed, however well it looks. share: how many percent of the fleet a heal
+    replaces at once.
     """
 
     verb: str
@@ -254,6 +255,7 @@ class Goal:
     size: int = 0
     to: int = 0
     reason: str = ""
+    share: int = 20
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ SPEC: Dict[str, Dict[str, Any]] = {
 GOALS: Dict[str, Dict[str, Dict[str, Any]]] = {
     "release": {"release_image": SPEC["fleet_image"] | {"required": False}, "release_force": {"type": "bool", "default": False}},
     "rollback": {"rollback_to": {"type": "int", "range": (1, 10**9), "noun": "a number of a release", "default": 0}},
+    "heal": {"heal_share": {"type": "int", "range": (1, 100), "noun": "a share in percent", "default": 20}},
     "scale": {"scale_size": SPEC["fleet_size"] | {"required": True}},
     "retire": {"retire_confirm": {"type": "str", "required": True}},
 }
@@ -138,7 +139,7 @@ GOALS: Dict[str, Dict[str, Dict[str, Any]]] = {
 OWN = tuple(SPEC) + tuple(name for spec in GOALS.values() for name in spec)
 """All variables that are read from a host."""
 
-_PREFIXES = r"(fleet|release|rollback|scale|retire)_"
+_PREFIXES = r"(fleet|release|rollback|scale|heal|retire)_"
 
 _OURS = {
     "server": "the servers are the release's own",
@@ -225,6 +226,7 @@ def define_goal(
         missing = ["scale_size: missing; say how many instances, such as -e scale_size=4"]
     return Goal(
         verb=verb, force=bool(values.get("release_force")), size=values.get("scale_size") or 0, to=values.get("rollback_to") or 0,
+        share=values.get("heal_share") or Goal(verb).share,
     ), found + missing
 
 

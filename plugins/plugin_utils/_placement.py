@@ -137,18 +137,19 @@ def bands(instances: Iterable[Instance], pools: Mapping[str, Pool]) -> dict[str,
     return found
 
 
-def addressed(steps: Iterable[Step], found: Iterable[Instance]) -> tuple[Step, ...]:
+def addressed(steps: Iterable[Step], found: Iterable[Instance], reserved: Mapping[str, str]) -> tuple[Step, ...]:
     """The steps of a wave with the addresses that were found out only after the start, of `found`, the instances as observed then.
 
-    Raises RefusedError where a step still has an instance or a server without an address.
+    reserved (see History) has those of the waves before. Raises RefusedError where a step still has an instance or a server without one.
     """
-    known = {item.name: item for item in found if item.address}
+    known = {name: address for key, name in reserved.items() if not (address := key.partition(" ")[2]).startswith("#")}
+    known.update((item.name, item.address) for item in found if item.address)
 
     def filled(item: Instance) -> Instance:
-        return replace(item, address=known[item.name].address) if not item.address and item.name in known else item
+        return replace(item, address=known[item.name]) if not item.address and item.name in known else item
 
     def listed(server: Server) -> Server:
-        return replace(server, address=known[server.name].address) if not server.address and server.name in known else server
+        return replace(server, address=known[server.name]) if not server.address and server.name in known else server
 
     made = tuple(replace(step, instances=tuple(map(filled, step.instances)), servers=tuple(map(listed, step.servers))) for step in steps)
     lost = [item.name for step in made if step.kind in NEEDY for item in step.instances if not item.address]

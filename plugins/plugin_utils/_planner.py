@@ -13,14 +13,14 @@ serve, and which are kept? **Wave**: the steps from what is seen to the aim. All
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 
 from ..module_utils._errors import InvalidError, RefusedError
 from ..module_utils._model import Definition, Entry, Goal, History, Instance, Plan, Release, Server, Step, World
 from ._placement import bands, numbered, place_of, places, reservations
-from ._scene import LIVE, Scene, runs
+from ._scene import LIVE, Scene, carried_out, runs
 
 KINDS = ("create", "start", "check", "stage", "gate", "commit", "switch", "watch", "drain", "retire", "stop", "destroy")
 """The kinds of steps in the order in which a wave carries them out, each at most once.
@@ -43,7 +43,8 @@ class Aim:
 
     wanted are the instances of `live` that serve; unproven are those among them that must pass checks and gate first. keep are the
     releases whose instances stay as standby, inspect is one whose instances stay as they are. unserved is a release that was
-    never given traffic: its instances may go even while a balancer is silent.
+    never given traffic: its instances may go even while a balancer is silent. later are the names of what another wave will take away:
+    until then it stays as it is.
     """
 
     live: int
@@ -52,6 +53,7 @@ class Aim:
     keep: frozenset[int] = frozenset()
     inspect: int = 0
     unserved: int = 0
+    later: frozenset[str] = frozenset()
     commit: bool = False
     retire: bool = False
 
@@ -81,6 +83,8 @@ def plan(definition: Definition, world: World, history: History, goal: Goal) -> 
 
 def _refuse_goal(definition: Definition, goal: Goal) -> None:
     mistakes = []
+    if not 1 <= goal.share <= 100:
+        mistakes.append(f"heal_share: {goal.share} is no share in percent; write a number from 1 to 100")
     if goal.verb not in _GOALS and goal.verb != "abort":
         mistakes.append(f"verb: '{goal.verb}' is unknown; known are {', '.join(_GOALS)} and abort")
     if goal.verb == "release" and goal.image is None:
@@ -312,7 +316,7 @@ def _scale(scene: Scene, live: int, goal: Goal) -> Plan:
 def _heal(scene: Scene, live: int, goal: Goal) -> Plan:
     if live:
         row = _row(scene, live)
-        return _same(scene, row, row.size, [])
+        return _same(scene, row, row.size, [], goal.share)
     return _finished(scene, "heal", 0, None, Aim(0, keep=_standbys(scene, 0)), ["nothing is live: what failed is taken away"])
 
 
@@ -341,8 +345,12 @@ def _replaced(scene: Scene, verb: str, live: int, new: Release, wanted: tuple[In
     return _plan(scene, verb, live, new.number, waves, aim, release=new, reasons=reasons)
 
 
-def _same(scene: Scene, row: Release, size: int, reasons: list[str]) -> Plan:
-    """The live release with `size` instances that are well: others are made, and what is broken or too many goes."""
+def _same(scene: Scene, row: Release, size: int, reasons: list[str], share: int = Goal("heal").share) -> Plan:
+    """The live release with `size` instances that are well: others are made, and what is broken or too many goes.
+
+    What is broken is replaced in waves of at most `share` percent of the fleet, and at least one, so that replacements that turn out no
+    better, or a judgement that was wrong, cost no more than that: the first wave that fails ends it.
+    """
     members = scene.instances_of.get(row.number, ())
     well = [item for item in members if _is_well(scene, item)]
     chosen = _distinct(sorted(well, key=lambda item: _rank(scene, item)))
@@ -354,7 +362,30 @@ def _same(scene: Scene, row: Release, size: int, reasons: list[str]) -> Plan:
     names, fit = {item.name for item in members}, {item.name for item in well}
     reasons = reasons + [f"{item.name} is not well" for item in members if item.name not in fit]
     reasons += [f"{name} has vanished" for name in scene.servers_of.get(row.number, ()) if name not in names]
-    return _finished(scene, "scale" if size != row.size else "heal", row.number, new, aim, reasons)
+    if size != row.size:
+        return _finished(scene, "scale", row.number, new, aim, reasons)
+    broken = sorted((names | set(scene.servers_of.get(row.number, ()))) - {item.name for item in wanted}, key=scene.numbers)
+    return _finished(scene, "heal", row.number, new, aim, reasons, _in_shares(scene, aim, broken, max(1, size * share // 100)))
+
+
+def _in_shares(scene: Scene, aim: Aim, broken: Sequence[str], share: int) -> Waves:
+    """The waves to the aim, each of which makes at most `share` instances, and takes as many of the broken ones away."""
+    fresh = [item.name for item in aim.wanted if item.state == "planned"]
+    waves: list[tuple[Step, ...]] = []
+    for done in range(share, max(len(fresh), 1) + share, share):
+        waiting = set(fresh[done:])
+        made = {item.name: item for item in scene.instances_of.get(aim.live, ())} if waves else {}
+        wanted = tuple(made.get(item.name, item) for item in aim.wanted if item.name not in waiting)
+        unproven = frozenset(item.name for item in wanted if not scene.is_up(item.name))
+        later = frozenset(broken[done:] if waiting else ())
+        more = _waves(scene, replace(aim, wanted=wanted, unproven=unproven, later=later))
+        waves += more
+        if waiting:
+            world = scene.world
+            for wave in more:
+                world = carried_out(world, wave, scene.history.ledger)
+            scene = Scene(scene.definition, world, replace(scene.history, entry=None))
+    return tuple(waves)
 
 
 def _as_it_is(scene: Scene, row: Release, reason: str) -> Plan:
@@ -363,8 +394,10 @@ def _as_it_is(scene: Scene, row: Release, reason: str) -> Plan:
     return made if made.waves else replace(made, reasons=(reason,))
 
 
-def _finished(scene: Scene, verb: str, live: int, row: Release | None, aim: Aim, reasons: list[str]) -> Plan:
-    waves = _waves(scene, aim)
+def _finished(
+    scene: Scene, verb: str, live: int, row: Release | None, aim: Aim, reasons: list[str], waves: Waves | None = None,
+) -> Plan:
+    waves = _waves(scene, aim) if waves is None else waves
     if waves and not reasons:
         reasons = ["a former run did not end" if scene.history.entry else "puts right what is not as it should be"]
     return _plan(scene, verb, live, live, waves, aim, release=row, reasons=reasons if waves else [])
@@ -525,7 +558,7 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     """The steps from what is seen to the aim. Without a crash before it, a step that would change nothing is left out."""
     ids = _numbered(scene, aim)
     wanted = {item.name: item for item in aim.wanted}
-    leaving = [name for name in scene.sights if name not in wanted]
+    leaving = [name for name in scene.sights if name not in wanted and name not in aim.later]
     backend = bool(scene.answering)
     unproven = [item for item in aim.wanted if item.name in aim.unproven]
     create = [item for item in aim.wanted if item.state == "planned"]
@@ -565,7 +598,8 @@ def _unwanted(scene: Scene, aim: Aim) -> tuple[tuple[Instance, ...], tuple[Insta
     stop: list[Instance] = []
     destroy: list[Instance] = []
     for item in scene.ours:
-        if (item.name, item.host) in serving or (aim.inspect and item.release == aim.inspect) or item.note:
+        waits = item.name in aim.later or (aim.inspect and item.release == aim.inspect)
+        if (item.name, item.host) in serving or waits or item.note:
             continue
         if scene.silent and (item.release != aim.unserved or not aim.unserved):
             continue
@@ -583,12 +617,15 @@ Manner = Callable[[Scene, str], Server]
 def _listing(scene: Scene, aim: Aim, ids: dict[str, int], leaving: Manner | None = None) -> tuple[Server, ...]:
     """All that the backend shall have: the wanted servers, and, in the given manner, those that leave. Without one they are out.
 
-    Those with a weight come first: applied in this order, others have taken over before one loses its traffic.
+    Those with a weight come first: applied in this order, others have taken over before one loses its traffic. It is one list for all
+    balancers: where one of them lacks a server that serves elsewhere, its backend brings that in at weight 0 and waits for the check
+    before it gives it the weight (see `unproven` in _haproxy/backend.py).
     """
     wanted = {item.name: item for item in aim.wanted}
     made = [_server(scene, item, ids, 0 if leaving is _staged and not scene.serves(item.name) else LIVE) for item in aim.wanted]
+    made += [_staged(scene, name) for name in scene.sights if name in aim.later]
     if leaving is not None:
-        made += [leaving(scene, name) for name in scene.sights if name not in wanted]
+        made += [leaving(scene, name) for name in scene.sights if name not in wanted and name not in aim.later]
     return tuple(sorted(made, key=lambda server: (not server.weight, *scene.numbers(server.name), server.name)))
 
 

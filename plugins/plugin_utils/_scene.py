@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from ..module_utils._model import Balancer, Definition, History, Instance, Pool, Release, Server, World
+from ..module_utils._model import Balancer, Definition, History, Instance, Pool, Release, Server, Step, World
 from ._placement import reservations
 
 LIVE = 100
@@ -164,6 +164,27 @@ class Scene:
                 yield balancer.head.next - 1
         for item in self.foreign:
             yield item.release
+
+
+def carried_out(world: World, wave: Iterable[Step], ledger: str) -> World:
+    """The world as it will be when a wave of this ledger's has gone well, so that the next one can be planned from there."""
+    steps = {step.kind: step for step in wave}
+    made = {item.name: item for kind in ("create", "start") if kind in steps for item in steps[kind].instances}
+    gone, idle = ({(item.name, item.host) for item in steps[kind].instances} if kind in steps else set() for kind in ("destroy", "stop"))
+    marker = {"phoenix.fleet.ledger": ledger}
+    seen = [item for item in world.instances if item.name not in made and (item.name, item.host) not in gone]
+    instances = [replace(item, state="stopped") if (item.name, item.host) in idle else item for item in seen]
+    instances += [replace(item, state="running", marker=item.marker or marker) for item in made.values()]
+    listing = next((steps[kind].servers for kind in ("drain", "switch", "stage") if kind in steps), None)
+    proven = {server.name for server in steps["gate"].servers} if "gate" in steps else set()
+
+    def settled(balancer: Balancer) -> Balancer:
+        if listing is None or not balancer.reachable:
+            return balancer
+        up = proven | {server.name for server in balancer.servers if server.up}
+        return replace(balancer, servers=tuple(replace(server, up=server.name in up) for server in listing), strangers=())
+
+    return replace(world, instances=tuple(instances), balancers=tuple(map(settled, world.balancers)))
 
 
 def runs(instance: Instance) -> bool:

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.phoenix.fleet.tests.integration.docker_engine import until
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Site
 from ansible_collections.phoenix.fleet.tests.load import Load
 
@@ -42,6 +44,23 @@ def test_next_image_loses_no_request(site: Site, images: str) -> None:
     third = site.release(release_image=f"{images}:v1")
     assert third.result["live"] == 3 and site.versions("web") == {"v1"}
     assert site.kept("web") == ["r2-1", "r2-2", "r3-1", "r3-2"], "one predecessor is kept"
+
+
+def test_heal_replaces_one_share_after_the_other(site: Site) -> None:
+    site.fleet("web", fleet_size=3)
+    site.release()
+    gone, dead, _well = site.containers("web")
+    gone.remove(force=True)
+    dead.stop(timeout=0)
+    until("HAProxy to notice", lambda: [row["srv_op_state"] for row in site.haproxy.servers("web").values()].count("0") == 2)
+    assert "share in percent" in site.play("heal", heal_share=200).output
+    with Load(site.haproxy.url("web") + "/", rate=50) as load:
+        run = site.play("heal")
+    assert run.code == 0 and load.result["failed"] == 0, (run.output, load.result)
+    provisions = re.findall(r"r1 \S+ started$|\S+-r1-\d+ started$", run.output, re.M)
+    assert len(provisions) == 2, run.output
+    assert site.running("web") == ["r1-3", "r1-4", "r1-5"] == site.kept("web")
+    assert site.play("heal").changed == 0
 
 
 def test_change_of_definition_alone_is_a_release(site: Site) -> None:

@@ -97,7 +97,7 @@ class Fleet:
     def _learn(self, wave: Sequence[Step], found: Sequence[Instance], fence: int) -> Sequence[Step]:
         """As the role's task does: the later steps get the addresses, and the ledger keeps them before anybody else hears of them."""
         pools = {pool.host: pool for pool in self.provider.pools(self.definition.name, self.definition.port, ())}
-        steps = addressed(wave, found)
+        steps = addressed(wave, found, self.ledger.reserved)
         self.ledger.reserve({key: item.name for item in found for key in reservations(item, pools)}, fence)
         return steps
 

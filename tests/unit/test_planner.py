@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, FleetError, InvalidError, RefusedError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     Balancer,
     Definition,
@@ -330,6 +330,36 @@ def test_heal_replaces_what_is_not_well(mishap: str, reason: str) -> None:
     assert {name for _host, name in fleet.site.boxes} == {"web-r1-2", "web-r1-3"} == set(fleet.site.balancers[0].lines)
 
 
+def test_heal_replaces_a_share_at_once() -> None:
+    fleet = released("shop:1", size=4)
+    fleet.site.kill("web-r1-1")
+    del fleet.site.boxes["host1", "web-r1-3"]
+    fleet.site.died.add("web-r1-3")
+    assert told(fleet.plan(Goal("heal"))) == [  # 20 % of 4 are less than one: one at a time
+        "create r1-5", "check r1-5", "stage r1-1=100 r1-2=100 r1-3=100 r1-4=100 r1-5=0", "gate r1-2=100 r1-4=100 r1-5=100",
+        "switch r1-2=100 r1-3=100 r1-4=100 r1-5=100 r1-1~", "watch r1-2=100 r1-4=100 r1-5=100",
+        "drain r1-2=100 r1-3=100 r1-4=100 r1-5=100", "destroy r1-1",
+        "--",
+        "create r1-6", "check r1-6", "stage r1-2=100 r1-3=100 r1-4=100 r1-5=100 r1-6=0", "gate r1-2=100 r1-4=100 r1-5=100 r1-6=100",
+        "switch r1-2=100 r1-4=100 r1-5=100 r1-6=100 r1-3~", "watch r1-2=100 r1-4=100 r1-5=100 r1-6=100",
+        "drain r1-2=100 r1-4=100 r1-5=100 r1-6=100",
+    ]
+    assert len(fleet.plan(Goal("heal", share=50)).waves) == 1
+    fleet.run(Goal("heal"))
+    assert {name for _host, name in fleet.site.boxes} == {"web-r1-2", "web-r1-4", "web-r1-5", "web-r1-6"}
+    assert not fleet.plan(Goal("heal")).waves
+
+
+def test_a_heal_ends_with_the_first_share_that_is_no_better() -> None:
+    fleet = released("shop:1", size=4)
+    for slot in (1, 2, 3):
+        fleet.site.kill(f"web-r1-{slot}")
+    fleet.site.bad_images.add("sha256:shop:1")
+    with pytest.raises(DeadlineError, match="web-r1-5"):
+        fleet.run(Goal("heal"))
+    assert {name for _host, name in fleet.site.boxes} <= {f"web-r1-{slot}" for slot in range(1, 5)}
+
+
 def test_a_heal_that_was_killed_does_not_wait_for_what_is_in_maintenance() -> None:
     fleet = released("shop:1")
     line = fleet.site.balancers[0].lines["web-r1-1"]
@@ -358,7 +388,8 @@ def test_meltdown_guard(size: int, down: int, refused: bool) -> None:
         with pytest.raises(RefusedError, match=f"{down} of {size} instances of r1 are not well"):
             fleet.plan(Goal("heal"))
     else:
-        assert len(fleet.plan(Goal("heal")).waves[0][0].instances) == down
+        made = fleet.plan(Goal("heal"))
+        assert sum(len(step.instances) for wave in made.waves for step in wave if step.kind == "create") == down
     assert fleet.plan(release("shop:1", force=True)).target == 2
 
 

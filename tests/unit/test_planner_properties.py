@@ -10,6 +10,7 @@ The laws themselves are checked by the simulated world, around each single chang
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
@@ -202,3 +203,43 @@ def test_the_world_falls_apart_meanwhile(
         if calm:
             fleet.site.pass_time()
     finish(fleet)
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 3), st.sampled_from(["network", "published", "dynamic"]), st.integers(1, 100),
+    st.dictionaries(st.integers(1, 12), st.sampled_from(["dies", "drained by hand", "vanishes"]), max_size=4), instants,
+)
+def test_a_heal_replaces_no_more_than_its_share_at_once(
+    size: int, balancers: int, kind: str, share: int, mishaps: dict[int, str], at: int,
+) -> None:
+    fleet = fleet_of(size=size, balancers=balancers, kind=kind)
+    for place in STRANGERS:  # one of them has a name that this fleet comes to
+        del fleet.site.boxes[place]
+    attempt(fleet, release("shop:1"))
+    fleet.site.pass_time()
+    ill = {f"web-r1-{slot}": mishap for slot, mishap in mishaps.items() if slot <= size}
+    for name, mishap in ill.items():
+        if mishap == "drained by hand":
+            line = fleet.site.balancers[0].lines[name]
+            line.server = replace(line.server, state="drain")
+        else:
+            fleet.site.kill(name)
+        if mishap == "vanishes":
+            del fleet.site.boxes["host1", name]
+    fleet.site.pass_time()
+    limit = max(1, size * share // 100)
+    made = fleet.plan(Goal("heal", share=share))
+    assert len(made.waves) == -(-len(ill) // limit)
+    for wave in made.waves:
+        acts = {step.kind: step for step in wave}
+        assert 0 < len(acts["create"].instances) <= limit
+        leaving = {server.name for server in acts["switch"].servers} - {server.name for server in acts["drain"].servers}
+        assert 0 < len(leaving) <= limit and ("destroy" not in acts or len(acts["destroy"].instances) <= limit)
+    fleet.site.events = {at: crash}
+    outcome = attempt(fleet, Goal("heal", share=share))
+    event(outcome)
+    fleet.site.events.clear()
+    fleet.site.pass_time()
+    assert attempt(fleet, Goal("heal", share=share)) == "reached" and not fleet.plan(Goal("heal")).waves
+    names = {name for _host, name in fleet.site.boxes}
+    assert len(names) == size and (outcome == "crashed" or not names & ill.keys())
