@@ -22,6 +22,7 @@ import docker
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image, Instance
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Provider
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import connect
 from ansible_collections.phoenix.fleet.tests.contract.provider_contract import Case, ProviderContract
@@ -451,6 +452,22 @@ def test_ssh_reaches_an_engine_through_the_users_own_ssh(engine: DockerEngine, t
     ssh.write_text("#!/bin/sh\nexit 255\n")
     with pytest.raises(UnreachableError, match="Try: ssh ssh://ops@192.0.2.200 docker version"):
         connect({"hosts": ["ssh://ops@192.0.2.200"]})
+
+
+@pytest.mark.parametrize("answers", [0, 1], ids=["from the start", "after an answer"])
+def test_an_ssh_that_hangs_has_a_deadline(engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\necho $$ >> {tmp_path}/asked\n[ $(wc -l < {tmp_path}/asked) -gt {answers} ] && exec sleep 600\n'
+        f"DOCKER_HOST={engine.url} exec docker system dial-stdio\n"
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(_docker_engine, "TIMEOUT", 1)
+    with pytest.raises(UnreachableError, match="no answer within 1 s.*Try: ssh ssh://ops@192.0.2.200 docker version"):
+        connect({"hosts": ["ssh://ops@192.0.2.200"]}).observe("nobody")
+    hung = Path("/proc", (tmp_path / "asked").read_text().split()[-1], "stat")
+    until("the ssh to have ended", lambda: not hung.exists() or hung.read_text().split()[2] == "Z")
 
 
 @pytest.mark.parametrize("change", ["no client certificate", "another authority", "no TLS"])

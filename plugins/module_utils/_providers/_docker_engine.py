@@ -22,6 +22,7 @@ from .._errors import InvalidError, RefusedError, UnreachableError
 from .._model import Instance
 from ._docker_container import registry_of, seen_in
 from ._docker_options import subnet_of
+from ._docker_ssh import Adapter
 from ._hosts import is_here
 from ._marker import NAME
 
@@ -43,10 +44,16 @@ try:
     from requests.exceptions import RequestException
 
     class Client(sdk.APIClient):
-        """The SDK's client, for which the authority that it was given counts: by itself REQUESTS_CA_BUNDLE outranks that (measured)."""
+        """The SDK's client, for which the authority that it was given counts: by itself REQUESTS_CA_BUNDLE outranks that (measured).
+
+        Over ssh it has a deadline (see _docker_ssh.py).
+        """
 
         def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
             return super().merge_environment_settings(url, proxies, stream, self.verify if verify is None else verify, cert)
+
+        def mount(self, prefix: Any, adapter: Any) -> None:
+            super().mount(prefix, Adapter(adapter) if prefix == "http+docker://ssh" else adapter)
 except ImportError:
     sdk = None  # type: ignore[assignment]
 finally:
@@ -284,11 +291,12 @@ def why(url: str, error: BaseException) -> Tuple[str, str]:
         if isinstance(item, socket.gaierror):
             return "its host name is not known here", "Check the address in fleet_docker.hosts"
     text = str(error)
-    if "imed out" in text:
-        return f"no answer within {TIMEOUT} s", "Check that the engine's host is up and not overloaded (docker info there)"
+    late = f"no answer within {TIMEOUT} s" if "imed out" in text else ""
     if url.startswith("ssh://"):
-        cause = "ssh ended without an answer" if "RemoteDisconnected" in text else text
+        cause = late or ("ssh ended without an answer" if "RemoteDisconnected" in text else text)
         return cause, f"Try: ssh {url} docker version (keys and known_hosts must be in place, since nobody can be asked)"
+    if late:
+        return late, "Check that the engine's host is up and not overloaded (docker info there)"
     if "HTTP request to an HTTPS server" in text or "malformed HTTP" in text:
         return "the engine wants TLS", "Set fleet_docker.tls"
     return text, "Check that the engine runs there: docker info"
