@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 
-.PHONY: help setup demo lab-down test lint bench faults clean
+.PHONY: help setup demo lab-down test lint bench faults vm-image clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s '#'
@@ -19,8 +19,8 @@ demo: setup ## a lab on this machine, and the main job under load
 lab-down: ## remove the lab
 	@demo/down
 
-test: lint ## every test; installs and starts what they need
-	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; $(PY) -m pytest -q -n 2 --dist loadfile
+test: lint .venv/.libvirt ## every test; installs and starts what they need
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/vm/build; $(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.tests ## the judges: style, types, documentation, the built collection
 	@mkdir -p build; flock build/.lint $(PY) tests/lint.py
@@ -31,6 +31,9 @@ bench: .venv/.tests ## the same work by other means, in one run
 faults: .venv/.tests ## every fault on real parts, under load, and what it cost
 	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/setup/packages faketime; tests/faults/run
 
+vm-image: ## golden images of virtual machines, from Debian packages
+	@tests/vm/build
+
 clean: ## remove what was built, the environment too
 	@rm -rf .venv build tests/output
 
@@ -39,3 +42,8 @@ clean: ## remove what was built, the environment too
 
 .venv/.tests: .venv/.collection tests/requirements.txt
 	@tests/setup/venv tests -r tests/requirements.txt -r requirements.txt
+
+# Compiled against the machine's libvirt, so that only those pay for it who want virtual machines.
+.venv/.libvirt: .venv/.tests requirements-libvirt.txt
+	@tests/setup/packages gcc pkg-config libvirt-dev python3-dev
+	@tests/setup/venv libvirt -r requirements-libvirt.txt

@@ -51,6 +51,10 @@ def connect(provider: str, options: Mapping[str, Any]) -> Provider:
         from ._providers import proxmox
 
         return proxmox.connect(options)
+    if provider == "libvirt":
+        from ._providers import libvirt
+
+        return libvirt.connect(options)
     raise InvalidError([f"fleet_provider: {provider} is not available in this version"])
 
 
