@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image, Instance
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import docker as docker_provider
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Provider
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import connect
 from ansible_collections.phoenix.fleet.tests.contract.provider_contract import Case, ProviderContract
@@ -277,6 +279,25 @@ def test_a_network_that_cannot_hold_static_addresses_is_refused(make: MakeCase, 
         client.create_network("phoenix-wrong", ipam={"Driver": "default", **ipam})
     with pytest.raises(RefusedError, match="[Ss]et fleet_docker.network"):
         case.provider.pools(case.fleet, 8080, ["local"])
+
+
+@pytest.mark.parametrize("owner", ["network", "interface", "gateway"])
+def test_a_subnet_that_is_somebody_elses_is_refused_before_anything_is_made(
+    make: MakeCase, monkeypatch: pytest.MonkeyPatch, owner: str,
+) -> None:
+    case = make()
+    overlap = "172.29.201.128/25"
+    if owner == "network":
+        with case.client() as client:
+            client.create_network("somebodys", ipam={"Driver": "default", "Config": [{"Subnet": overlap}]})
+    else:
+        monkeypatch.setattr(docker_provider, "routes", lambda: [("eth9", ipaddress.IPv4Network(overlap), owner == "gateway")])
+    named = "network somebodys" if owner == "network" else "interface eth9"
+    with pytest.raises(RefusedError, match=f"subnet 172.29.201.0/24 overlaps {overlap} of {named}.*Set fleet_docker.subnet"):
+        case.provider.pools(case.fleet, 8080, ["local"])
+    monkeypatch.setattr(docker_provider, "routes", lambda: [("eth9", ipaddress.IPv4Network("172.16.0.0/12"), True)])
+    if owner != "network":
+        assert case.provider.pools(case.fleet, 8080, ["local"])[0].kind == "network", "a part of what is behind a router may be taken"
 
 
 # What an instance is made of

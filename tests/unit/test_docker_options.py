@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._docker_options import statics, subnet_of
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers._hosts import routes
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import OPTIONS, mistakes, settle, shape
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,3 +141,17 @@ def test_instances_addresses_lie_in_the_subnet_and_outside_the_engines_range(net
         gateway = next(subnet.hosts())
         assert first <= last and first > gateway and last < subnet.broadcast_address
         assert last < chosen.network_address or first > chosen.broadcast_address
+
+
+def test_the_hosts_own_networks_are_read_from_the_kernel(tmp_path: Path) -> None:
+    table = tmp_path / "route"
+    table.write_text(
+        "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+        "eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\n"
+        "docker0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0\n"
+        "tun0 0000000A 0100000A 0003 0 0 0 000000FF 0 0 0\n"
+    )
+    assert [(interface, str(network), far) for interface, network, far in routes(str(table))] == [
+        ("docker0", "172.17.0.0/16", False), ("tun0", "10.0.0.0/8", True),
+    ]
+    assert routes(str(tmp_path / "none")) == []

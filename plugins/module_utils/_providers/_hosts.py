@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
-from typing import List
+import struct
+from typing import List, Tuple
 
 LOOPBACK = ("local", "localhost", "ip6-localhost")
 
@@ -42,3 +44,21 @@ def same_place(home: str, balancer: str) -> bool:
     if home == "local" or is_here(balancer):
         return home == "local" and is_here(balancer)
     return home == balancer or bool(set(resolved(home)) & set(resolved(balancer)))
+
+
+def routes(path: str = "/proc/net/route") -> List[Tuple[str, ipaddress.IPv4Network, bool]]:
+    """This machine's IPv4 routes but the default one: interface, network, and whether that is reached through a gateway.
+
+    None where the kernel does not tell. The table has an address as the number that its bytes are in this machine's memory.
+    """
+    try:
+        with open(path, encoding="ascii") as file:
+            rows = [line.split() for line in file.readlines()[1:]]
+    except OSError:
+        return []
+    found = []
+    for interface, destination, gateway, flags, *rest in rows:
+        address, mask = (socket.inet_ntoa(struct.pack("=L", int(text, 16))) for text in (destination, rest[3]))
+        if int(flags, 16) & 1 and mask != "0.0.0.0":
+            found.append((interface, ipaddress.IPv4Network(f"{address}/{mask}", strict=False), int(gateway, 16) != 0))
+    return found

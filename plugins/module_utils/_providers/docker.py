@@ -43,7 +43,7 @@ from ._docker_container import (
 )
 from ._docker_engine import Engine, Refusal, required_sdk, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
-from ._hosts import resolved, same_place
+from ._hosts import resolved, routes, same_place
 from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of, said_by
 from .base import Blueprint
 
@@ -386,10 +386,14 @@ class DockerProvider:
         return dict(found) if found else None
 
     def _network(self, engine: Engine) -> Optional[Dict[str, Any]]:
-        """The fleets' network on this engine, None where there is none yet. Raises RefusedError where it cannot hold static addresses."""
+        """The fleets' network on this engine, None where there is none yet.
+
+        Raises RefusedError where it cannot hold static addresses, or where its subnet is somebody else's.
+        """
         name = engine.network or NETWORK
         found = engine.maybe(f"looking at network {name}", "inspect_network", name)
         if not found:
+            self._unclaimed(engine, name)
             return None
         configs = [item for item in (found.get("IPAM") or {}).get("Config") or [] if ":" not in item.get("Subnet", "")]
         subnet, ip_range = (configs[0].get("Subnet", ""), configs[0].get("IPRange", "")) if configs else ("", "")
@@ -401,6 +405,28 @@ class DockerProvider:
                 "Without an ip_range other containers get the fleets' addresses: set fleet_docker.network to another name",
             )
         return dict(found)
+
+    @staticmethod
+    def _unclaimed(engine: Engine, name: str) -> None:
+        """Raises RefusedError where the subnet of a network that is yet to be made overlaps another one.
+
+        The engine refuses its own networks only when it makes one, and those of its host never: it takes their traffic (measured on 20.10).
+        A part of what is reached through a gateway may be taken, as from 10.0.0.0/8 behind a router. Of another host no routes are known.
+        """
+        claims = [
+            (ipaddress.IPv4Network(item["Subnet"]), f"network {other['Name']}")
+            for other in engine.call("listing networks", "networks") if other["Name"] != name
+            for item in (other.get("IPAM") or {}).get("Config") or [] if ":" not in item.get("Subnet", ":")
+        ]
+        for interface, network, far in routes() if engine.home == "local" else ():
+            if not far or network.subnet_of(engine.subnet):
+                claims.append((network, f"interface {interface} of its host"))
+        for network, owner in claims:
+            if engine.subnet.overlaps(network):
+                raise RefusedError(
+                    f"network {name} on engine {engine.name}", f"its subnet {engine.subnet} overlaps {network} of {owner}",
+                    "Set fleet_docker.subnet (and ip_range, where it is set) to a network that is free there, such as a /24 of 10.0.0.0/8",
+                )
 
     @staticmethod
     def _create_network(engine: Engine) -> None:
