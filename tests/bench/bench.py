@@ -4,7 +4,7 @@
 
 """The same release by phoenix.fleet and by what one would otherwise use, in one run, on one machine, under load.
 
-    tests/bench/run [--sizes 10,50] [--runs 5] [--methods limit,fleet,loops,swarm] [--references FOLDER]
+    tests/bench/run [--sizes 10,50] [--runs 5] [--methods limit,fleet,rollback,rollback-running,loops,swarm] [--references FOLDER]
 
 Prints a table of medians and ratios, and writes build/bench.json. docs/benchmark.md says what is measured and how.
 """
@@ -19,7 +19,9 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ REPORT = ROOT / "build/bench.json"
 METHODS = {
     "limit": "the two APIs, in parallel",
     "fleet": "phoenix.fleet.release",
+    "rollback": "phoenix.fleet.rollback",
+    "rollback-running": "rollback, standby running",
     "loops": "playbook with loops",
     "swarm": "docker service update",
     "reference-limit": "reference: raw_release.py",
@@ -44,7 +48,10 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One release: seconds as they count, of the command as a whole, of processors, and of its parts; peak_mb of its largest process."""
+    """One release: seconds as they count, of the command as a whole, of processors, and of its parts; peak_mb of its largest process.
+
+    Of a rollback those seconds count that pass until its predecessor has all traffic; release are those of the release that it takes back.
+    """
 
     seconds: float
     whole: float
@@ -54,6 +61,7 @@ class Measured:
     failed: int
     failures: dict[str, int]
     parts: dict[str, float] = field(default_factory=dict)
+    release: float = 0
 
 
 def command(method: str, size: int, number: int, image: str, folder: Path, references: str) -> list[str]:
@@ -64,6 +72,7 @@ def command(method: str, size: int, number: int, image: str, folder: Path, refer
         "limit": [sys.executable, f"{HERE}/limit.py", str(size), image, str(number), f"{haproxy}/admin.sock"],
         "fleet": [f"{ROOT}/.venv/bin/ansible-playbook", "phoenix.fleet.release", "-i", f"{folder}/inventory.json"]
         + ["-e", f"release_image={image}"],
+        "rollback": [f"{ROOT}/.venv/bin/ansible-playbook", "phoenix.fleet.rollback", "-i", f"{folder}/inventory.json"],
         "loops": [*loops, f"size={size} image={image} number={number} haproxy_dir={haproxy}", f"{HERE}/loops.yml"],
         "swarm": [sys.executable, f"{HERE}/swarm.py", str(size), image],
         "reference-limit": [sys.executable, f"{references}/raw_release.py", str(size), image, str(number), f"{haproxy}/admin.sock"],
@@ -124,6 +133,58 @@ def measure(method: str, size: int, runs: int, engine: Engine, folder: Path, ref
     return measured
 
 
+def measure_rollback(standby: str, size: int, runs: int, engine: Engine, folder: Path) -> list[Measured]:
+    """Releases and goes back, again and again: r1 is the predecessor every time. Both happen under load, and all requests count."""
+    folder.mkdir()
+    measured = []
+    kept = ["nginx:{}" if standby == "running" else "exited"] * size
+    with Balancer(folder / "haproxy") as balancer:
+        inventory(folder, balancer, fleet_image="nginx:even", fleet_size=size, fleet_keep=1, fleet_standby=standby)
+        release(command("fleet", size, 1, "nginx:even", folder, ""), folder)
+        for number in range(2, runs + 2):
+            with Load(balancer.url, RATE) as load:
+                before = release(command("fleet", size, number, "nginx:odd", folder, ""), folder)[0]
+                done(engine, balancer, ["nginx:odd"] * size + [state.format("even") for state in kept], size)
+                with Watch(lambda: balancer.weighted() == {f"web-r1-{slot + 1}" for slot in range(size)}) as watch:
+                    whole, processor, peak, parts = release(command("rollback", size, number, "", folder, ""), folder)
+            done(engine, balancer, ["nginx:even"] * size + [state.format("odd") for state in kept], size)
+            told = load.result
+            measured.append(Measured(
+                watch.seconds(), whole, processor, peak, told["sent"], told["failed"], told["failures"], parts, release=before,
+            ))
+    return measured
+
+
+class Watch:
+    """While the block lasts: looks every 10 ms, beside it, whether something holds already; `seconds` after its beginning it did."""
+
+    def __init__(self, holds: Callable[[], bool]):
+        self.holds = holds
+        self.found: float | None = None
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def run(self) -> None:
+        while not self.ended.wait(0.01):
+            if self.holds():
+                self.found = time.monotonic() - self.began
+                return
+
+    def seconds(self) -> float:
+        if self.found is None:
+            raise LabError("the predecessor never had all traffic, as far as HAProxy tells")
+        return self.found
+
+    def __enter__(self) -> Watch:
+        self.began = time.monotonic()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
 def done(engine: Engine, balancer: Balancer, images: list[str], servers: int) -> None:
     """All methods have the same to do: raises LabError unless exactly these containers run and so many servers take traffic."""
     want = sorted(images)
@@ -144,18 +205,22 @@ def summary(method: str, size: int, measured: list[Measured], limit: float) -> d
         "sent": sum(m.sent for m in measured),
         "failed": sum(m.failed for m in measured),
         "served": method != "swarm",
+        "ratio_release": round(median / statistics.median(m.release for m in measured), 2) if measured[0].release else None,
         "processor_s": round(statistics.median(m.processor for m in measured), 2),
         "peak_mb": round(max(m.peak_mb for m in measured)),
         "runs": [asdict(m) for m in measured],
     }
 
 
-HEADER = f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'sent':>8} {'failed':>7} {'CPU s':>7} {'peak MB':>8}"
+HEADER = (
+    f"{'':27} {'N':>4} {'median s':>9} {'min .. max':>15} {'x limit':>8} {'x release':>10} "
+    f"{'sent':>8} {'failed':>7} {'CPU s':>7} {'peak MB':>8}"
+)
 
 
 def line(r: dict[str, Any]) -> str:
     name, spread, failed = METHODS[r["method"]], f"{r['min_s']:.2f} .. {r['max_s']:.2f}", r["failed"] if r["served"] else "-"
-    times = f"{r['median_s']:9.2f} {spread:>15} {r['ratio'] or '-':>8}"
+    times = f"{r['median_s']:9.2f} {spread:>15} {r['ratio'] or '-':>8} {r['ratio_release'] or '-':>10}"
     return f"{name:27} {r['size']:4} {times} {r['sent']:8,} {failed:>7} {r['processor_s']:7.2f} {r['peak_mb']:8}"
 
 
@@ -190,7 +255,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One release by phoenix.fleet and by what one would otherwise use, on one machine.")
     parser.add_argument("--sizes", default="10,50", help="numbers of containers (default 10,50)")
     parser.add_argument("--runs", type=int, default=5, help="releases per method and size that count (default 5)")
-    parser.add_argument("--methods", default="limit,fleet,loops,swarm", help="which of limit, fleet, loops, swarm")
+    parser.add_argument("--methods", default="limit,fleet,rollback,rollback-running,loops,swarm", help="which of them (default all)")
     parser.add_argument("--references", default="", help="a folder with raw_release.py and naive.yml to compare with")
     options = parser.parse_args()
     methods, sizes = options.methods.split(","), [int(size) for size in options.sizes.split(",")]
@@ -206,8 +271,15 @@ def main() -> int:
         for size in sizes:
             limit = 0.0
             for method in methods:
+                place = folder / f"{method}-{size}"
+                if method.startswith("rollback") and size != sizes[0]:
+                    continue  # measured at the first size only: it costs a release each time, and twice the containers
                 try:
-                    measured = measure(method, size, options.runs, engine, folder / f"{method}-{size}", references)
+                    if method.startswith("rollback"):
+                        standby = "running" if method.endswith("running") else "stopped"
+                        measured = measure_rollback(standby, size, options.runs, engine, place)
+                    else:
+                        measured = measure(method, size, options.runs, engine, place, references)
                 except LabError as error:
                     mistakes.append(f"{method}, N = {size}: {error}")
                     print(mistakes[-1], flush=True)

@@ -246,8 +246,12 @@ class Balancer:
 
     def serving(self) -> int:
         """How many servers take traffic."""
+        return len(self.weighted())
+
+    def weighted(self) -> set[str]:
+        """The servers that take traffic."""
         rows = [line.split(",") for line in self.ask("show stat web 4 -1").splitlines()[1:] if line]
-        return sum(row[17].startswith("UP") and row[18] != "0" for row in rows)
+        return {row[1] for row in rows if row[17].startswith("UP") and row[18] != "0"}
 
     def __enter__(self) -> Balancer:
         return self
