@@ -94,6 +94,14 @@ class Cluster(FakePve):
                 made.config[key] = str(value).replace(f"vm-{v['vmid']}-", f"vm-{v['newid']}-")
         return upid
 
+    async def _lxc_interfaces(self, user: str, v: Any) -> Any:
+        """As PVE: a container that runs has the address that it got by DHCP."""
+        answer = await super()._lxc_interfaces(user, v)
+        for item in (answer or [])[1:]:
+            if not item["ip-addresses"]:
+                item["ip-addresses"] = [{"ip-address-type": "inet", "ip-address": f"10.88.0.{int(v['vmid']) % 250}", "prefix": "24"}]
+        return answer
+
     def add_template(
         self, vmid: int, name: str, node: str = "pve1", storage: str = "local-zfs", digest: str = IMAGE, **config: Any,
     ) -> FakeVm:

@@ -539,6 +539,9 @@ class ProxmoxProvider:
         guest = found.guest
         doing = f"destroying {guest.words}"
         self._refuse_locked(found, doing)
+        if COMPLETE not in (found.marker or {}) and int(found.config.get("protection") or 0):
+            # Nobody has protected it: it has that from its template, and its making was interrupted.
+            self._again(doing, found, "put", f"{guest.path}/config", protection=0, digest=found.config["digest"])
         with self._gate(("node", guest.node), PER_NODE):
             for attempt in (1, 2):
                 try:
