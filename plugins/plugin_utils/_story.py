@@ -74,7 +74,9 @@ def reason(failure: Mapping[str, Any]) -> str:
     result = failure.get("result") or {}
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     if failed:
-        texts = [f"{item['item']}: {_message(item)}" if isinstance(item.get("item"), str) else _message(item) for item in failed]
+        # Checks from the controller are a loop over one empty name.
+        named = [(item["item"] if isinstance(item.get("item"), str) else "", _message(item)) for item in failed]
+        texts = [f"{host}: {text}" if host else text for host, text in named]
         return "; ".join(dict.fromkeys(texts))
     return _message(result)
 
@@ -86,7 +88,7 @@ def cause(failure: Mapping[str, Any]) -> str:
 
 
 def _message(result: Mapping[str, Any]) -> str:
-    return str(result.get("msg") or "it gave no reason").strip()
+    return str(result.get("msg") or "").strip() or "it gave no reason"
 
 
 def ending(

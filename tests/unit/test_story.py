@@ -1,0 +1,24 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is told of a failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _story
+
+
+@pytest.mark.parametrize(("result", "told"), [
+    ({"msg": "the engine is down"}, "the engine is down"),
+    ({"msg": "  \n"}, "it gave no reason"),
+    ({"results": [{"item": "lb1", "failed": True, "msg": "no route"}, {"item": "lb2"}]}, "lb1: no route"),
+    ({"results": [{"item": "", "failed": True, "msg": "1 of 2 did not pass"}]}, "1 of 2 did not pass"),
+    ({"results": [{"item": host, "failed": True, "msg": "no route"} for host in ("lb1", "lb1", "lb2")]}, "lb1: no route; lb2: no route"),
+])
+def test_a_failure_is_told_with_whoever_failed(result: dict[str, Any], told: str) -> None:
+    assert _story.reason({"task": "Check", "result": result}) == told
