@@ -242,6 +242,7 @@ def test_whatever_a_verb_is_given_is_taken_or_refused_line_by_line(raw: dict[str
         "release_image: shop:2 needs exactly one fleet, and this run has web, api; add -l and one of them"
     )),
     ("rollback", {"rollback_to": -1}, ["web"], "rollback_to: -1 is not a number of a release; write a number from 1 to 1000000000"),
+    ("heal", {"heal_share": 0}, ["web"], "heal_share: 0 is not a share in percent; write a number from 1 to 100"),
     ("retire", {}, ["web"], "retire_confirm: missing; to take the fleet away for good, add -e retire_confirm=web"),
     ("retire", {"retire_confirm": "api"}, ["web"], (
         "retire_confirm: api is not this fleet; to take the fleet away for good, add -e retire_confirm=web"
@@ -259,6 +260,7 @@ def test_two_hosts_may_not_be_one_fleet() -> None:
 
 def test_a_goal_holds_what_its_verb_was_given() -> None:
     assert define_goal({"scale_size": "4"}, "scale", "web", ["web"])[0].size == 4
+    assert [define_goal(raw, "heal", "web", ["web"])[0].share for raw in ({}, {"heal_share": ""}, {"heal_share": "5"})] == [20, 20, 5]
     assert define_goal({"rollback_to": "41"}, "rollback", "web", ["web"])[0].to == 41
     assert define_goal({}, "rollback", "web", ["web", "api"]) == (define_goal({}, "rollback")[0], [])
     assert define_goal({"release_force": "true"}, "release", "web", ["web"])[0].force is True
