@@ -40,7 +40,6 @@ class ActionModule(FleetAction):
         outcome.update(release=to_dict(plan.release) if plan.release else {}, message="; ".join(lines))
         return {"changed": False, **outcome, "ansible_stats": _stats(outcome)}
 
-
     def _close(self, params: Mapping[str, Any], plan: Plan) -> str:
         """Record that the plan is done, and give the lease back. What kept it from that; the next run closes what stays open."""
         if self._task.check_mode or not params["lease"].get("fence"):

@@ -300,6 +300,12 @@ def test_a_subnet_that_is_somebody_elses_is_refused_before_anything_is_made(
         assert case.provider.pools(case.fleet, 8080, ["local"])[0].kind == "network", "a part of what is behind a router may be taken"
 
 
+def test_a_network_that_instances_with_published_ports_join_is_made_where_it_is_missing(make: MakeCase) -> None:
+    case = make(address="published", network="phoenix-joined")
+    item = case.created(1)[0]
+    assert list(case.inspect(item)["NetworkSettings"]["Networks"]) == ["phoenix-joined"]
+
+
 # What an instance is made of
 
 def test_every_option_reaches_the_container(make: MakeCase, tmp_path: Path) -> None:

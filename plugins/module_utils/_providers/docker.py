@@ -211,8 +211,7 @@ class DockerProvider:
         each(lambda part: self._preflight(*part, blueprint, options), self._by_engine(instances))
 
     def _preflight(self, engine: Engine, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> None:
-        if any(self._on_network(engine, item) for item in instances):
-            self._network(engine)
+        self._lacks_network(engine, instances)
         digest = blueprint.image.digest
         if not self._image(engine, blueprint):
             if is_id(digest) or options.get("pull") == "never":
@@ -247,7 +246,7 @@ class DockerProvider:
 
     def _make_ready(self, engine: Engine, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> None:
         """Image, network and secrets on one engine."""
-        if any(self._on_network(engine, item) for item in instances) and not self._network(engine):
+        if self._lacks_network(engine, instances):
             self._create_network(engine)
         image = self._image(engine, blueprint)
         if not is_id(blueprint.image.digest) and (not image or options.get("pull") == "always"):
@@ -405,6 +404,16 @@ class DockerProvider:
                 "Without an ip_range other containers get the fleets' addresses: set fleet_docker.network to another name",
             )
         return dict(found)
+
+    def _lacks_network(self, engine: Engine, instances: Sequence[Instance]) -> bool:
+        """Whether the network is yet to be made that these instances are on, or join where ports are published. Raises as `_network`."""
+        if any(self._on_network(engine, item) for item in instances):
+            return self._network(engine) is None
+        # What is only joined may have any subnet.
+        if not engine.network or engine.maybe(f"looking at network {engine.network}", "inspect_network", engine.network):
+            return False
+        self._unclaimed(engine, engine.network)
+        return True
 
     @staticmethod
     def _unclaimed(engine: Engine, name: str) -> None:
