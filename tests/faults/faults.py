@@ -28,6 +28,7 @@ for variable in [name for name in os.environ if name.startswith(("ANSIBLE_", "XD
 from ansible_collections.phoenix.fleet.tests.faults import kills, parts, ssh  # noqa: E402
 from ansible_collections.phoenix.fleet.tests.faults.ground import Ground, build_images  # noqa: E402
 from ansible_collections.phoenix.fleet.tests.faults.trial import Trial  # noqa: E402
+from ansible_collections.phoenix.fleet.tests.integration.postgresql_server import Server  # noqa: E402
 
 Fault = Callable[[Ground, Trial], None]
 OURS = 8100
@@ -45,12 +46,42 @@ def prepared(fault: Fault) -> Fault:
     return run
 
 
+FEW = ("Provision", "Cut over", "Drain")
+
+
+def published(ground: Ground, trial: Trial) -> None:
+    """Instances that are reached by ports of their host."""
+    ground.fleet("web", fleet_docker={**ground.fleets["web"]["fleet_docker"], "address": "published"})
+    prepared(lambda ground, trial: kills.boundaries(ground, trial, FEW, ("release", "rollback", "heal")))(ground, trial)
+
+
+def standing_by(ground: Ground, trial: Trial) -> None:
+    """A standby that goes on running."""
+    ground.fleet("web", fleet_standby="running")
+    prepared(lambda ground, trial: kills.boundaries(ground, trial, FEW, ("rollback", "release", "heal")))(ground, trial)
+
+
+def postgresql(ground: Ground, trial: Trial) -> None:
+    """A ledger in PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="ledger-") as folder:  # a short path, for its socket
+        server = Server(folder)
+        server.start()
+        try:
+            ground.fleet("web", fleet_ledger=server.create("fleets"))
+            prepared(lambda ground, trial: kills.boundaries(ground, trial, FEW, ("release", "rollback", "heal")))(ground, trial)
+        finally:
+            server.stop()
+
+
 FAULTS: dict[str, Fault] = {
     "controller killed between steps": prepared(kills.boundaries),
     "controller killed within steps": killed_within,
     "controller killed, and the next run too": prepared(kills.twice),
     "rollback, scale, heal killed": prepared(kills.verbs),
     "retire killed": kills.retire,
+    "killed, published addresses": published,
+    "killed, running standby": standing_by,
+    "killed, ledger in PostgreSQL": postgresql,
     "orphaned worker goes on": prepared(kills.orphans),
     "orphaned worker stands still": prepared(kills.abandoned),
     **{name: prepared(fault) for name, fault in parts.FAULTS.items()},

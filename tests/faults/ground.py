@@ -85,7 +85,7 @@ class Ground(Site):
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger("", str(self.state))
+        return Ledger(self.fleets["web"].get("fleet_ledger", ""), str(self.state))
 
     def history(self) -> Any:
         return self.ledger.history(self.name("web"))
@@ -146,7 +146,7 @@ class Ground(Site):
         for item in self.containers("web"):
             number = int(item.labels[f"{LABEL}release"])
             members[number] = members.get(number, 0) + 1
-            wanted = "running" if number == history.live else "exited"
+            wanted = "running" if number == history.live or self.fleets["web"].get("fleet_standby") == "running" else "exited"
             status = rows[number].status if number in rows else "unknown"
             if status not in ("live", "standby") or item.status != wanted:
                 found.append(f"container {item.name} of a release that is {status}, {item.status}")

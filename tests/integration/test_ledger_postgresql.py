@@ -2,20 +2,15 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The ledger in a real PostgreSQL server, which runs in a folder of its own and listens on nothing but a socket there."""
+"""The ledger in a real PostgreSQL server."""
 
 from __future__ import annotations
 
-import glob
 import os
-import pwd
-import shutil
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -25,44 +20,7 @@ from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tab
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
 from ansible_collections.phoenix.fleet.tests.contract import ledger_contract as contract
-
-
-class Server:
-    """PostgreSQL in a folder; the user who runs it is not root, because it refuses that."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        found = max(glob.glob("/usr/lib/postgresql/*/bin/postgres"), default="") or shutil.which("postgres") or ""
-        self.bin = os.path.dirname(found)
-        if not self.bin:
-            pytest.skip("PostgreSQL is not installed (make test installs it)")
-        self.user: Any = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-        if self.user:
-            os.chown(folder, self.user.pw_uid, self.user.pw_gid)
-        self._run("initdb", "-D", f"{folder}/data", "-U", "fleet", "-A", "trust", "--no-sync")
-
-    def start(self) -> None:
-        settings = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c max_connections=40 -c fsync=off"
-        self._run("pg_ctl", "-D", f"{self.folder}/data", "-l", f"{self.folder}/log", "-w", "-t", "60", "-o", settings, "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "-w", "stop")
-
-    def create(self, name: str) -> str:
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        return self.url(name)
-
-    def url(self, database: str, user: str = "fleet") -> str:
-        return f"postgresql://{user}@/{database}?host={self.folder}"
-
-    def _run(self, program: str, *arguments: str) -> None:
-        as_user = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []} if self.user else {}
-        done = subprocess.run(
-            [f"{self.bin}/{program}", *arguments], check=False, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=120, env={**os.environ, "LC_ALL": "C.UTF-8"}, **as_user,
-        )
-        assert done.returncode == 0, done.stdout
+from ansible_collections.phoenix.fleet.tests.integration.postgresql_server import Server
 
 
 @pytest.fixture(scope="module")
