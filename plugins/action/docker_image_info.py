@@ -6,14 +6,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
-
-from ..module_utils import _docker_instances
-from ..plugin_utils._action import FleetAction, Result
+from ..module_utils._docker_instances import FACE
+from ..plugin_utils._action import FaceAction
 
 
-class ActionModule(FleetAction):
-    ARGUMENTS = _docker_instances.IMAGE_ARGUMENTS
-
-    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        return self.on_host(_docker_instances.image_info, params, task_vars)
+class ActionModule(FaceAction):
+    ARGUMENTS = FACE.image_arguments
+    WORK = staticmethod(FACE.image_info)

@@ -6,17 +6,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
-
-from ..module_utils import _docker_instances
-from ..plugin_utils._action import FleetAction, Result
+from ..module_utils._docker_instances import FACE
+from ..plugin_utils._action import FaceAction
 
 
-class ActionModule(FleetAction):
-    ARGUMENTS = _docker_instances.ARGUMENTS
-
-    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        result = self.on_host(_docker_instances.carry_out, params, task_vars)
-        if not self._task.diff:
-            result.pop("diff", None)
-        return result
+class ActionModule(FaceAction):
+    ARGUMENTS = FACE.arguments
+    WORK = staticmethod(FACE.carry_out)

@@ -157,14 +157,14 @@ instances:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import ARGUMENTS, carry_out
+from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import FACE
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=FACE.arguments, supports_check_mode=True)
     try:
-        result = carry_out(module.params, module.check_mode, lambda line: None)
+        result = FACE.carry_out(module.params, module.check_mode, lambda line: None)
     except FleetError as error:
         module.fail_json(msg=str(error))
     if not module._diff:

@@ -87,14 +87,14 @@ instances:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import INFO_ARGUMENTS, info
+from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import FACE
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=INFO_ARGUMENTS, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=FACE.info_arguments, supports_check_mode=True)
     try:
-        result = info(module.params, module.check_mode, lambda line: None)
+        result = FACE.info(module.params, module.check_mode, lambda line: None)
     except FleetError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -112,3 +112,15 @@ class FleetAction(ActionBase):
         for values in self._task.environment or []:
             for key, value in (self._templar.template(values) or {}).items():
                 os.environ[str(key)] = str(value)
+
+
+class FaceAction(FleetAction):
+    """What the action plugins of the providers' own modules share: the same work as the module's, in the controller's process."""
+
+    WORK: Work
+
+    def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        result = self.on_host(self.WORK, params, task_vars)
+        if not self._task.diff:
+            result.pop("diff", None)
+        return result

@@ -179,9 +179,20 @@ class Served:
         self.close()
 
 
+class QuietServer(ThreadingHTTPServer):
+    """One whose clients may go away without a word."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 class CuttingProxy:
     """TLS in front of a cluster. `cut` names the next calls whose answer is lost although the cluster has acted; `drop` those that are lost
-    on their way there; `hook` is called with each call before it is passed on.
+    on their way there; `hook` is called with each call before it is passed on,
+    `acted` when the cluster has answered.
     """
 
     def __init__(self, served: Served) -> None:
@@ -189,6 +200,7 @@ class CuttingProxy:
         self.drop: list[tuple[str, str]] = []
         self.lost: list[str] = []
         self.hook: Callable[[str, str], None] = lambda method, path: None
+        self.acted: Callable[[str, str], None] = lambda method, path: None
         trusted = ssl.create_default_context(cafile=str(served.ca))
         proxy = self
 
@@ -210,6 +222,7 @@ class CuttingProxy:
                 response = upstream.getresponse()
                 data = response.read()
                 upstream.close()
+                proxy.acted(method, path)
                 if proxy._taken(proxy.cut, method, path):
                     return self.die()
                 self.send_response(response.status, response.reason)
@@ -227,8 +240,7 @@ class CuttingProxy:
                 self.close_connection = True
                 self.connection.close()
 
-        self.server = ThreadingHTTPServer((HOST, 0), Handler)
-        self.server.daemon_threads = True
+        self.server = QuietServer((HOST, 0), Handler)
         own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         own.load_cert_chain(str(served.ca), str(served.key))
         self.server.socket = own.wrap_socket(self.server.socket, server_side=True)

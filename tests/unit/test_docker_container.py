@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._concurrency import each
-from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import hash_of, placed, places
+from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import FACE
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image, Instance, Pool
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_container as container
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine as engine
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers._docker_options import shape
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._hosts import same_place
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.module_utils._sets import hash_of, placed, places
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,7 +132,7 @@ def test_instances_are_spread_evenly_at_the_lowest_free_place() -> None:
         Pool("b", "published", "10.1.0.1", "10.1.0.1", (20, 29), ("10.1.0.1:20",)),
     ]
     seen = [Instance("web-r7-1", "a", "web", 7, 1, "", "10.0.0.2", 80)]
-    made = placed([2, 3, 4], seen, pools, {"fleet": "web", "release": 7}, BLUEPRINT)
+    made = placed(FACE, [2, 3, 4], seen, pools, {"fleet": "web", "release": 7}, BLUEPRINT)
     assert [(item.name, item.host, item.address, item.port) for item in made] == [
         ("web-r7-2", "b", "10.1.0.1", 21), ("web-r7-3", "a", "10.0.0.3", 80), ("web-r7-4", "b", "10.1.0.1", 22)]
 
@@ -139,14 +141,15 @@ def test_a_full_pool_is_refused() -> None:
     pool = Pool("a", "network", "10.0.0.2", "10.0.0.3", (80, 80))
     assert len(list(places(pool))) == 2
     with pytest.raises(RefusedError, match="no address is free"):
-        placed([1, 2, 3], [], [pool], {"fleet": "web", "release": 7}, BLUEPRINT)
+        placed(FACE, [1, 2, 3], [], [pool], {"fleet": "web", "release": 7}, BLUEPRINT)
 
 
 def test_a_hash_gives_no_secret_away_and_tells_everything_else_apart() -> None:
     image = Image("shop:1", "sha256:1")
-    first = hash_of({"secrets": {"a": "x"}}, image, 80)
-    assert first == hash_of({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}, image, 80)
-    others = [hash_of(options, image, 80) for options in ({"secrets": {"b": "x"}}, {"memory": "1g"}, {})] + [hash_of({}, image, 81)]
+    first = hash_of(shape({"secrets": {"a": "x"}}), image, 80)
+    assert first == hash_of(shape({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}), image, 80)
+    shapes = [shape(options) for options in ({"secrets": {"b": "x"}}, {"memory": "1g"}, {})]
+    others = [hash_of(item, image, 80) for item in shapes] + [hash_of({}, image, 81)]
     assert len({first, *others}) == 5
 
 

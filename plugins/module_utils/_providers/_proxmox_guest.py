@@ -307,7 +307,6 @@ def _fit(addresses: Iterable[str], within: Optional[str]) -> str:
             address = ipaddress.IPv4Address(text)
         except ValueError:
             continue
-        if address.is_loopback or address.is_link_local or (within and address not in ipaddress.IPv4Network(within)):
-            continue
-        return str(address)
+        if address in ipaddress.IPv4Network(within) if within else not (address.is_loopback or address.is_link_local):
+            return str(address)
     return ""

@@ -1,0 +1,254 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The main job on Proxmox VE: the command that a user types, a real HAProxy, and a fake cluster in which nothing boots.
+
+So that a VM can be checked and put behind HAProxy all the same, this process answers HTTP at the address of each VM that runs there, and
+at no other: what is released, where the requests go and what is left is real, the VMs are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Run, Site
+from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import free_port
+from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import CuttingProxy, QuietServer, Served, marker
+from ansible_collections.phoenix.fleet.tests.load import Load
+
+MakeSite = Callable[..., Site]
+
+
+class Guests:
+    """The services within the cluster's VMs: each answers where it runs, with the name of its template's version."""
+
+    def __init__(self, served: Served) -> None:
+        guests = self
+        self.port = free_port()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                name = guests.at(self.connection.getsockname()[0])
+                if name is None:
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                body = f"{name}\n".encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = answer
+
+        self.served = served
+        self.server = QuietServer(("", self.port), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def at(self, address: str) -> str | None:
+        for vm in list(self.served.pve.vms):
+            told = vm.config.get("ipconfig0", "")
+            dynamic = told == "ip=dhcp" and address == f"127.88.0.{vm.vmid % 250}"
+            if vm.status == "running" and (dynamic or told.startswith(f"ip={address}/")):
+                return str(vm.name)
+        return None
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Place:
+    """A site whose fleet `web` lives on a cluster behind a proxy."""
+
+    def __init__(self, site: Site, served: Served, proxy: CuttingProxy, guests: Guests) -> None:
+        self.site, self.served, self.proxy, self.guests = site, served, proxy, guests
+
+    def define(self, **options: Any) -> None:
+        given = {"addresses": ["127.77.0.10-127.77.0.60"], **options}
+        given = {key: value for key, value in given.items() if value is not None}
+        self.site.fleet(
+            "web", fleet_provider="proxmox", fleet_image="shop-1", fleet_port=self.guests.port, fleet_checks=[{"http": {"path": "/"}}],
+            fleet_proxmox={**self.served.options(**given), "api_port": self.proxy.port},
+        )
+
+    @property
+    def name(self) -> str:
+        return self.site.name("web")
+
+    def vms(self) -> dict[str, str]:
+        """What there is beside the templates, as the cluster tells it."""
+        return {vm.name.removeprefix(f"{self.name}-"): vm.status for vm in self.served.pve.vms if not vm.template}
+
+    def serving(self) -> set[str]:
+        return {re.sub(r".*-(r\d+)-\d+\s*", r"\1", self.site.ask("web")) for _ask in range(6)}
+
+    def killed(self, method: str, path: str, after: bool, **extra: Any) -> Run:
+        """A release that is killed, with all of its workers, just before the cluster gets that call, or when it has just acted."""
+        log = self.site.folder / "killed.log"
+        with open(log, "w") as output:
+            program = str(Path(sys.executable).parent / "ansible-playbook")
+            process = subprocess.Popen(
+                [program, "phoenix.fleet.release", "-i", str(self.site.inventory), "-e", json.dumps(extra)], cwd=self.site.folder,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )
+
+        def kill() -> None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+        fired = threading.Event()
+
+        def hook(asked: str, where: str) -> None:
+            if asked == method and re.search(path, where) and not fired.is_set():
+                fired.set()
+                kill()
+
+        if after:
+            self.proxy.acted = hook
+        else:
+            self.proxy.hook = hook
+        try:
+            process.wait(120)
+        finally:
+            self.proxy.hook = self.proxy.acted = lambda method, path: None
+        assert fired.is_set(), log.read_text()
+        return Run(process.returncode, log.read_text())
+
+
+@pytest.fixture
+def place(make_site: MakeSite) -> Iterator[Place]:
+    with Served() as served, CuttingProxy(served) as proxy:
+        for number, digit in ((1, "1"), (2, "2")):
+            for node in (1, 2):
+                served.pve.add_template(9000 + 10 * number + node, f"shop-{number}", f"pve{node}", digest="sha256:" + digit * 64)
+        guests = Guests(served)
+        made = Place(make_site("web"), served, proxy, guests)
+        made.define()
+        yield made
+        guests.close()
+        assert not served.pve.wrong
+
+
+def test_a_release_a_rollback_and_the_end_lose_no_request(place: Place) -> None:
+    site = place.site
+    first = site.release()
+    assert first.result["live"] == 1 and place.vms() == {"r1-1": "running", "r1-2": "running"}
+    assert site.release().changed == 0
+    with Load(site.haproxy.url("web") + "/", rate=50) as load:
+        site.release(release_image="shop-2")
+        assert place.serving() == {"r2"}
+        back = site.play("rollback")
+        assert back.code == 0, back.output
+    assert load.result["failed"] == 0 and load.result["sent"] > 50, (load.result, back.output)
+    assert place.serving() == {"r1"}
+    assert place.vms() == {"r1-1": "running", "r1-2": "running", "r2-1": "stopped", "r2-2": "stopped"}
+    numbers = sorted(vm.vmid for vm in place.served.pve.vms if not vm.template)
+    assert numbers == [100000, 100001, 100002, 100003]
+    gone = site.play("retire", retire_confirm=place.name)
+    assert gone.code == 0 and place.vms() == {}, gone.output
+    site.release()
+    assert min(vm.vmid for vm in place.served.pve.vms if not vm.template) == 100004, "no number is ever used again"
+
+
+def test_a_fleet_whose_addresses_only_its_agents_know(place: Place) -> None:
+    site, served = place.site, place.served
+    original = served.pve._agent_call
+
+    async def call(match: Any, values: Any) -> Any:
+        vm = served.pve.find(values["node"], values["vmid"])
+        mac = vm.config["net0"].partition("=")[2].partition(",")[0]
+        vm.agent = {"interfaces": [{"name": "eth0", "hardware-address": mac.lower(), "ip-addresses": [
+            {"ip-address": f"127.88.0.{vm.vmid % 250}"}]}]}
+        return await original(match, values)
+
+    served.pve._agent_call = call  # type: ignore[method-assign]
+    place.define(addresses=None, agent_network="127.88.0.0/16")
+    site.release()
+    assert site.release().changed == 0
+    site.release(release_image="shop-2")
+    assert place.serving() == {"r2"} and site.release(release_image="shop-2").changed == 0
+
+
+KILLS = [
+    ("POST", "/clone$", False), ("POST", "/clone$", True), ("PUT", "/config$", False), ("PUT", "/config$", True),
+    ("POST", "/status/start$", False), ("POST", "/status/start$", True), ("POST", "/status/shutdown$", True), ("DELETE", "/qemu/", True),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "after"), KILLS, ids=lambda item: str(item).strip("/$") or "x")
+def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_put_right(place: Place, method: str, path: str, after: bool) -> None:
+    site = place.site
+    site.release()
+    if method == "DELETE":
+        site.release(release_image="shop-2")
+    goal = "shop-1" if method == "DELETE" else "shop-2"
+    run = place.killed(method, path, after, release_image=goal)
+    assert run.code == -signal.SIGKILL
+    assert len(place.serving()) == 1, "somebody serves all the time"
+    site.release(release_image=goal)
+    names = sorted(place.vms())
+    live = max(int(name.split("-")[0][1:]) for name in names)
+    assert place.serving() == {f"r{live}"}
+    assert {name: state for name, state in place.vms().items() if state == "running"} == {
+        f"r{live}-{slot}": "running" for slot in (1, 2)}
+    assert len(names) == 4, f"only the predecessor is kept: {names}"
+    assert site.release(release_image=goal).changed == 0
+    numbers = [vm.vmid for vm in place.served.pve.vms if not vm.template]
+    assert len(set(numbers)) == 4 and all(marker(vm)["phoenix.fleet.complete"] for vm in place.served.pve.vms if not vm.template)
+    kept = {str(vm.config["scsi0"]).split(":")[1].split(",")[0] for vm in place.served.pve.vms if not vm.template}
+    left = {name for name, volume in place.served.pve.storages["local-zfs"]["volumes"].items() if volume["vmid"] >= 100000}
+    assert left == kept, "no disk is left behind"
+
+
+def test_a_release_that_fails_tells_what_the_cluster_said_and_leaves_everything_as_it_was(place: Place) -> None:
+    site = place.site
+    site.release()
+    before = place.vms()
+    for vm in place.served.pve.vms:
+        if vm.name == "shop-2":
+            vm.config["hookscript"] = "local:snippets/x.pl"
+    run = site.play("release", release_image="shop-2")
+    assert run.code != 0 and "hookscript" in run.output and "qm set 9021 --delete hookscript" in run.output
+    assert place.vms() == before and place.serving() == {"r1"}
+
+
+def test_the_modules_work_by_themselves(place: Place) -> None:
+    options = {**place.served.options(), "addresses": ["127.77.0.10-127.77.0.60"]}
+    login = {key: value for key, value in options.items() if key not in ("addresses",)}
+    tasks: list[dict[str, Any]] = []
+    present = {"image": "shop-1", "size": 2, "port": 80}
+    for arguments in (present, present, {"state": "stopped"}, {"state": "absent"}):
+        tasks.append({"phoenix.fleet.proxmox_instances": {**options, "fleet": "solo", "release": 1, **arguments}, "register": "made"})
+        tasks.append({"ansible.builtin.debug": {"msg": "SAID {{ made.changed }} {{ made.instances | map(attribute='state') | list }}"}})
+    tasks.insert(2, {"phoenix.fleet.proxmox_instances_info": {**login, "fleet": "solo"}, "register": "seen"})
+    tasks.insert(3, {"phoenix.fleet.proxmox_image_info": {**login, "image": "shop-1"}, "register": "image"})
+    words = "SAID {{ seen.instances | length }} {{ image.present }} {{ image.image.digest[:9] }}"
+    tasks.insert(4, {"ansible.builtin.debug": {"msg": words}})
+    playbook = place.site.folder / "modules.json"
+    playbook.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    program = str(Path(sys.executable).parent / "ansible-playbook")
+    for more in ([], ["-e", "ansible_connection=local ansible_become=false"]):
+        done = subprocess.run([program, str(playbook), *more], capture_output=True, text=True, timeout=120, check=False)
+        said = re.findall(r"SAID ([^\"]*)", done.stdout)
+        assert said == [
+            "True ['running', 'running']", "2 ['pve1', 'pve2'] shop-1@sh",
+            "False ['running', 'running']", "True ['stopped', 'stopped']", "True []"], done.stdout + done.stderr
