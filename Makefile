@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 
-.PHONY: help setup demo lab-down test lint bench faults vm-image clean
+.PHONY: help setup demo lab-down test lint bench faults vm-image test-pve clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s '#'
@@ -33,6 +33,9 @@ faults: .venv/.tests ## every fault on real parts, under load, and what it cost
 
 vm-image: ## golden images of virtual machines, from Debian packages
 	@tests/vm/build
+
+test-pve: .venv/.tests ## the Proxmox provider on your own cluster: PVE_HOST=... (docs/proxmox.md)
+	@$(PY) -m pytest -q -s tests/pve
 
 clean: ## remove what was built, the environment too
 	@rm -rf .venv build tests/output

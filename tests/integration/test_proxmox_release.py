@@ -189,8 +189,8 @@ def test_a_fleet_whose_addresses_only_its_agents_know(place: Place) -> None:
 
 
 KILLS = [
-    ("POST", "/clone$", False), ("POST", "/clone$", True), ("PUT", "/config$", False), ("DELETE", "/qemu/", True), ("PUT", "/config$", True),
-    ("POST", "/status/start$", False), ("DELETE", "/qemu/", False), ("POST", "/status/start$", True), ("POST", "/status/shutdown$", True),
+    ("POST", "/clone$", False), ("POST", "/clone$", True), ("PUT", "/config$", False), ("DELETE", "/qemu/", True),
+    ("PUT", "/config$", True), ("POST", "/status/start$", False), ("DELETE", "/qemu/", False), ("POST", "/status/start$", True), ("POST", "/status/shutdown$", True),
 ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _story
 
 
