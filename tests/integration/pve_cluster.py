@@ -269,6 +269,51 @@ class CuttingProxy:
         self.server.server_close()
 
 
+class Guests:
+    """The services within the cluster's VMs: each answers where it runs, with the name of its template's version."""
+
+    def __init__(self, served: Served) -> None:
+        guests = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                name = guests.at(self.connection.getsockname()[0])
+                if name is None:
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                body = f"{name}\n".encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = answer
+
+        self.served = served
+        self.server = QuietServer(("", 0), Handler)
+        self.port = int(self.server.server_address[1])
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def at(self, address: str) -> str | None:
+        for vm in list(self.served.pve.vms):
+            told = vm.config.get("ipconfig0", "")
+            dynamic = told == "ip=dhcp" and address == f"127.88.0.{vm.vmid % 250}"
+            if vm.status == "running" and (dynamic or told.startswith(f"ip={address}/")):
+                return str(vm.name)
+        return None
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def marker(guest: Any) -> dict[str, str]:
     return dict(json.loads(guest.config["description"]))
 

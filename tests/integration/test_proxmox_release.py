@@ -18,62 +18,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Run, Site
-from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import free_port
-from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import CuttingProxy, QuietServer, Served, marker
+from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import CuttingProxy, Guests, Served, marker
 from ansible_collections.phoenix.fleet.tests.load import Load
 
 MakeSite = Callable[..., Site]
-
-
-class Guests:
-    """The services within the cluster's VMs: each answers where it runs, with the name of its template's version."""
-
-    def __init__(self, served: Served) -> None:
-        guests = self
-        self.port = free_port()
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                name = guests.at(self.connection.getsockname()[0])
-                if name is None:
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                body = f"{name}\n".encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = answer
-
-        self.served = served
-        self.server = QuietServer(("", self.port), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def at(self, address: str) -> str | None:
-        for vm in list(self.served.pve.vms):
-            told = vm.config.get("ipconfig0", "")
-            dynamic = told == "ip=dhcp" and address == f"127.88.0.{vm.vmid % 250}"
-            if vm.status == "running" and (dynamic or told.startswith(f"ip={address}/")):
-                return str(vm.name)
-        return None
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 class Place:
@@ -190,7 +143,8 @@ def test_a_fleet_whose_addresses_only_its_agents_know(place: Place) -> None:
 
 KILLS = [
     ("POST", "/clone$", False), ("POST", "/clone$", True), ("PUT", "/config$", False), ("DELETE", "/qemu/", True),
-    ("PUT", "/config$", True), ("POST", "/status/start$", False), ("DELETE", "/qemu/", False), ("POST", "/status/start$", True), ("POST", "/status/shutdown$", True),
+    ("PUT", "/config$", True), ("POST", "/status/start$", False), ("DELETE", "/qemu/", False), ("POST", "/status/start$", True),
+    ("POST", "/status/shutdown$", True),
 ]
 
 

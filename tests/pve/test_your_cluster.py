@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Instance, Pool
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import ProxmoxProvider, connect
-from ansible_collections.phoenix.fleet.plugins.module_utils._sets import fresh, places
+from ansible_collections.phoenix.fleet.plugins.module_utils._proxmox_instances import FACE
+from ansible_collections.phoenix.fleet.plugins.module_utils._sets import placed
 
 NEEDED = {"PVE_HOST": "api_host", "PVE_USER": "api_user", "PVE_TOKEN": "api_token_id", "PVE_SECRET": "api_token_secret"}
 
@@ -44,23 +44,11 @@ def fleet(options: dict[str, Any]) -> Iterator[str]:
     assert provider.observe(name) == ()
 
 
-def planned(pools: tuple[Pool, ...], fleet: str, image: str, count: int) -> list[Instance]:
-    numbers, free = fresh(pools), {}
-    for pool in pools:
-        free[pool.host] = next((known for host, known in free.items() if host in [item.host for item in pools]), None) or places(pool)
-    made = []
-    for slot in range(1, count + 1):
-        host = pools[(slot - 1) % len(pools)].host
-        address, port = next(free[host])
-        made.append(Instance(f"{fleet}-r1-{slot}", host, fleet, 1, slot, image, address, port, number=next(numbers)))
-    return made
-
-
 def test_two_instances_come_rest_return_and_go(options: dict[str, Any], fleet: str) -> None:
     provider: ProxmoxProvider = connect(options)
     image = provider.image(os.environ["PVE_TEMPLATE"])
     form = Blueprint(image, "test", "phoenix-test", "", options, 22)
-    plan = planned(provider.pools(fleet, 22, ["local"]), fleet, image.digest, 2)
+    plan = placed(FACE, [1, 2], (), provider.pools(fleet, 22, ["local"]), {"fleet": fleet, "release": 1}, form)
     provider.preflight(plan, form)
     began = time.monotonic()
     made = provider.create(plan, form)
