@@ -36,6 +36,7 @@ VENV = CACHE / "bench-venv"
 REPORT = ROOT / "build/bench.json"
 METHODS = {
     "limit": "the two APIs, in parallel",
+    "limit-fixed": "the same, fixed addresses",
     "fleet": "phoenix.fleet.release",
     "rollback": "phoenix.fleet.rollback",
     "rollback-running": "rollback, standby running",
@@ -70,6 +71,7 @@ def command(method: str, size: int, number: int, image: str, folder: Path, refer
     loops = [f"{VENV}/bin/ansible-playbook", "-i", "localhost,", "-e", f"ansible_python_interpreter={VENV}/bin/python", "-e"]
     return {
         "limit": [sys.executable, f"{HERE}/limit.py", str(size), image, str(number), f"{haproxy}/admin.sock"],
+        "limit-fixed": [sys.executable, f"{HERE}/limit.py", str(size), image, str(number), f"{haproxy}/admin.sock", "fixed"],
         "fleet": [f"{ROOT}/.venv/bin/ansible-playbook", "phoenix.fleet.release", "-i", f"{folder}/inventory.json"]
         + ["-e", f"release_image={image}"],
         "rollback": [f"{ROOT}/.venv/bin/ansible-playbook", "phoenix.fleet.rollback", "-i", f"{folder}/inventory.json"],
@@ -255,7 +257,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One release by phoenix.fleet and by what one would otherwise use, on one machine.")
     parser.add_argument("--sizes", default="10,50", help="numbers of containers (default 10,50)")
     parser.add_argument("--runs", type=int, default=5, help="releases per method and size that count (default 5)")
-    parser.add_argument("--methods", default="limit,fleet,rollback,rollback-running,loops,swarm", help="which of them (default all)")
+    parser.add_argument("--methods", default="limit,limit-fixed,fleet,rollback,rollback-running,loops,swarm", help="default: all")
     parser.add_argument("--references", default="", help="a folder with raw_release.py and naive.yml to compare with")
     options = parser.parse_args()
     methods, sizes = options.methods.split(","), [int(size) for size in options.sizes.split(",")]

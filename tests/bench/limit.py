@@ -4,8 +4,9 @@
 
 """The machine's limit: one release with nothing but the two APIs, everything in parallel, no safety.
 
-limit.py SIZE IMAGE NUMBER SOCKET: replaces the containers labelled `bench=limit` behind backend `web` of the HAProxy at
-SOCKET by SIZE containers of IMAGE; NUMBER is the release's. Prints the seconds from the start to the end of each phase as JSON.
+limit.py SIZE IMAGE NUMBER SOCKET [NETWORK]: replaces the containers labelled `bench=limit` behind backend `web` of the HAProxy at
+SOCKET by SIZE containers of IMAGE; NUMBER is the release's. With NETWORK, a user-defined one, they have fixed addresses, which outlive a
+restart; else the ones that the default network gives them. Prints the seconds from the start to the end of each phase as JSON.
 No ledger, no fragment, no identity, no rollback, one try: what it takes is what a release costs on this machine at least.
 """
 
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import docker
 
-size, image, number, path = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+size, image, number, path, network = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], "".join(sys.argv[5:])
 engine = docker.APIClient(num_pools=32)
 workers = ThreadPoolExecutor(8)
 begin = time.monotonic()
@@ -52,9 +53,12 @@ def provision(slot: int) -> tuple[str, str]:
     """Starts a container and waits until it answers: its name and address."""
     name = f"limit-{number}-{slot}"
     labels = {"bench": "limit", "bench.release": str(number)}
-    container = engine.create_container(image, name=name, labels=labels, host_config=engine.create_host_config())["Id"]
+    host = engine.create_host_config(network_mode=network or "bridge")
+    fixed = engine.create_endpoint_config(ipv4_address=f"10.96.{number % 2}.{slot + 1}")
+    place = engine.create_networking_config({network: fixed}) if network else None
+    container = engine.create_container(image, name=name, labels=labels, host_config=host, networking_config=place)["Id"]
     engine.start(container)
-    address = engine.inspect_container(container)["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+    address = engine.inspect_container(container)["NetworkSettings"]["Networks"][network or "bridge"]["IPAddress"]
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
@@ -79,6 +83,9 @@ def passed(phase: str) -> None:
 
 old = [c for c in engine.containers(all=True, filters={"label": "bench=limit"}) if c["Labels"]["bench.release"] != str(number)]
 retired = [c["Names"][0][1:] for c in old]
+if network and not engine.networks(names=[network]):
+    pool = docker.types.IPAMPool(subnet="10.96.0.0/22", iprange="10.96.3.0/24", gateway="10.96.2.1")
+    engine.create_network(network, driver="bridge", ipam=docker.types.IPAMConfig(pool_configs=[pool]))
 new = dict(workers.map(provision, range(1, size + 1)))
 passed("provision")
 
