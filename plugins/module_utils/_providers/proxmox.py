@@ -19,9 +19,9 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
@@ -29,6 +29,7 @@ from .._model import Image, Instance, LastWords, Pool
 from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, said_by
 from ._options import gaps
 from ._proxmox_api import Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
+from ._proxmox_cluster import Cluster, Found
 from ._proxmox_guest import (
     COMPLETE,
     MAKING,
@@ -40,13 +41,9 @@ from ._proxmox_guest import (
     clone_params,
     config_params,
     described,
-    guest_in,
-    identity,
     instance_in,
     macs_of,
-    marker_in,
     root_of,
-    template_in,
     told_by_agent,
     told_by_container,
     volumes_of,
@@ -76,23 +73,6 @@ TELLING, BETWEEN = 300.0, 3.0
 LOOKING, APART = 40.0, 2.0
 """Seconds to look for what a call without an answer has done, longer than PVE itself waits for an answer (30), and between two looks."""
 
-FRESH = 3.0
-"""Seconds for which one look at the cluster serves several questions of one task."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A guest that may be an instance, with its configuration, and its marker where it has one."""
-
-    guest: Guest
-    config: Mapping[str, Any]
-    marker: Optional[Mapping[str, str]]
-    note: str = ""
-
-    @property
-    def id(self) -> str:
-        return identity(self.guest, self.config, self.marker) if self.marker else ""
-
 
 def connect(options: Mapping[str, Any]) -> ProxmoxProvider:
     """A provider on the cluster of `fleet_proxmox`. Raises InvalidError for its mistakes."""
@@ -110,15 +90,14 @@ class ProxmoxProvider:
     def __init__(self, api: Api, options: Mapping[str, Any]) -> None:
         self.api = api
         self.options = options
+        self.cluster = Cluster(api, options)
         self._gates: Dict[Tuple[str, ...], threading.BoundedSemaphore] = {}
         self._gates_lock = threading.Lock()
-        self._seen: Tuple[float, List[Found]] = (0.0, [])
-        self._cluster: Tuple[float, List[Mapping[str, Any]]] = (0.0, [])
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def image(self, reference: str) -> Image:
-        found = self._templates(reference)
+        found = self.cluster.templates(reference)
         digests = {item.digest for item in found}
         if len(digests) > 1 or (len(found) > 1 and not all(item.stated for item in found)):
             raise RefusedError(
@@ -130,14 +109,13 @@ class ProxmoxProvider:
 
     def present(self, image: Image) -> Tuple[str, ...]:
         """The nodes that have this image."""
-        return tuple(sorted(item.guest.node for item in self._replicas(image)))
+        return tuple(sorted(item.guest.node for item in self.cluster.replicas(image)))
 
     def pools(self, fleet: str, port: int, balancers: Sequence[str]) -> Tuple[Pool, ...]:
         """One for each node that is online, named in `nodes` if any are, and has memory for one more instance."""
-        found, resources = self._survey(fleet), self._resources()
+        found = self.cluster.survey()
         ranges, band = ranges_of(self.options), band_of(self.options)
-        guests = [guest_in(item) for item in resources if item.get("type") in ("qemu", "lxc")]
-        taken = {f"#{guest.vmid}" for guest in guests if band[0] <= guest.vmid <= band[1]}
+        taken = {f"#{guest.vmid}" for guest in self.cluster.guests() if band[0] <= guest.vmid <= band[1]}
         for item in found:
             taken |= {*addresses_of(item.config), (item.marker or {}).get(LABEL + "address", "")}
         if ranges:
@@ -145,35 +123,32 @@ class ProxmoxProvider:
             taken |= {*gaps(ranges), str(self.options.get("gateway", ""))}
             ends = (str(low), str(high))
         held = tuple(sorted(taken - {""}))
-        nodes = [node for node in self._nodes(resources) if self._has_room(node)]
+        nodes = [node["node"] for node in self._nodes() if free_memory(node) >= int(self.options.get("memory", 0))]
         if not ranges:
-            return tuple(Pool(node["node"], "dynamic", ports=(port, port), taken=held, realm=REALM, ids=band) for node in nodes)
-        return tuple(Pool(node["node"], "network", *ends, (port, port), held, REALM, band) for node in nodes)
+            return tuple(Pool(node, "dynamic", ports=(port, port), taken=held, realm=REALM, ids=band) for node in nodes)
+        return tuple(Pool(node, "network", *ends, (port, port), held, REALM, band) for node in nodes)
 
-    def _nodes(self, resources: Iterable[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
-        """The nodes that instances may be placed on, those with the most free memory first."""
-        wanted = self.options.get("nodes")
-        online = [item for item in resources if item.get("type") == "node" and item.get("status") == "online"]
-        named = [item for item in online if not wanted or item["node"] in wanted]
-        return sorted(named, key=lambda item: (wanted.index(item["node"]) if wanted else 0, item["node"]))
-
-    def _has_room(self, node: Mapping[str, Any]) -> bool:
-        return free_memory(node) >= int(self.options.get("memory", 0))
+    def _nodes(self) -> List[Mapping[str, Any]]:
+        """The nodes that instances may be placed on, in the order in which the definition names them."""
+        online = self.cluster.online()
+        wanted = self.options.get("nodes") or online
+        nodes = {node["node"]: node for node in self.cluster.nodes()}
+        return [nodes[name] for name in wanted if name in online]
 
     def observe(self, fleet: str) -> Tuple[Instance, ...]:
-        self._forget()
-        found = [item for item in self._survey(fleet) if item.marker and item.marker[NAME] == fleet]
+        self.cluster.forget()
+        found = [item for item in self.cluster.survey() if item.marker and item.marker[NAME] == fleet]
         instances = [instance_in(item.guest, item.config, item.marker or {}, item.note) for item in found]
         instances = self._with_addresses(list(zip(found, instances)), patience=0.0)
         return tuple(sorted([*instances, *self._out_of_reach(fleet)], key=lambda item: (item.release, item.slot, item.host)))
 
     def _out_of_reach(self, fleet: str) -> List[Instance]:
         """What was ours by its tag on nodes that are offline. Nothing can be done to it before the node is back."""
-        offline = {item["node"] for item in self._resources() if item.get("type") == "node" and item.get("status") != "online"}
+        online = self.cluster.online()
         found = []
-        for guest in (guest_in(item) for item in self._resources() if item.get("type") in ("qemu", "lxc")):
+        for guest in self.cluster.guests():
             release, _dash, slot = guest.name.rpartition("-r")[2].partition("-")
-            if guest.node in offline and f"{TAG}.{fleet}" in guest.tags and release.isdigit() and slot.isdigit():
+            if guest.node not in online and f"{TAG}.{fleet}" in guest.tags and release.isdigit() and slot.isdigit():
                 note = f"node {guest.node} is offline; bring it back, or remove it from the cluster with its guests"
                 found.append(Instance(
                     guest.name, guest.node, fleet, int(release), int(slot), "", "", 0, id=f"{guest.vmid}/offline", state="stopped",
@@ -204,8 +179,8 @@ class ProxmoxProvider:
         return dict(each(seal, stopped))
 
     def last_words(self, instances: Sequence[Instance], log: bool = True) -> Tuple[LastWords, ...]:
-        self._forget()
-        here = {found.id: found for fleet in sorted({item.fleet for item in instances}) for found in self._survey(fleet)}
+        self.cluster.forget()
+        here = {found.id: found for found in self.cluster.survey()}
 
         def words(item: Instance) -> LastWords:
             found = here.get(item.id)
@@ -235,8 +210,8 @@ class ProxmoxProvider:
 
     def _preflight(self, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> List[Template]:
         """The templates that the instances are made from, one for each of them."""
-        templates = self._replicas(blueprint.image)
-        resources = self._resources()
+        templates = self.cluster.replicas(blueprint.image)
+        resources = self.cluster.resources()
         storages = {(item["node"], item["storage"]): item for item in resources if item.get("type") == "storage"}
         sources = [source_of(item, templates, resources, storages, options) for item in instances]
         missing = [*of_templates(dict.fromkeys(sources), options), *of_nodes(instances, resources, options)]
@@ -275,11 +250,10 @@ class ProxmoxProvider:
         if not instances:
             return ()
         options = settled_of(blueprint)
-        self._forget()
+        self.cluster.forget()
         sources = self._preflight(instances, blueprint, options)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        fleets = sorted({item.fleet for item in instances})
-        here = [found for fleet in fleets for found in self._survey(fleet)]
+        here = self.cluster.survey()
 
         def make(pair: Tuple[Instance, Template]) -> None:
             item, template = pair
@@ -316,7 +290,7 @@ class ProxmoxProvider:
                     "It belongs to somebody else and was not touched; release under another number, or set fleet_proxmox.vmid_range "
                     "to a range that nobody else uses",
                 )
-            return self._settled(found)
+            return self.cluster.settled(found)
         return None
 
     def _cloned(self, item: Instance, template: Template, options: Mapping[str, Any], description: str, nonce: str) -> Found:
@@ -365,7 +339,7 @@ class ProxmoxProvider:
         began = time.monotonic()
         guest = replace(source, vmid=item.number, node=item.host, name=item.name, template=False)
         while True:
-            found = self._look(guest) or (self._look(replace(guest, node=source.node)) if source.node != item.host else None)
+            found = self.cluster.look(guest) or (self.cluster.look(replace(guest, node=source.node)) if source.node != item.host else None)
             if found and found.marker and found.marker[NONCE] != nonce:
                 return None
             if found and found.marker and not found.guest.lock:
@@ -388,13 +362,6 @@ class ProxmoxProvider:
         tasks = self.api.ask("listing tasks", f"nodes/{source.node}/tasks", source="active", vmid=source.vmid, limit=100) or []
         return any(str(task.get("type")) in ("qmclone", "vzclone") and not task.get("endtime") for task in tasks)
 
-    def _look(self, guest: Guest) -> Optional[Found]:
-        """One guest as it is now; None where it is not on that node."""
-        config = self.api.maybe(f"looking at {guest.words}", f"{guest.path}/config")
-        if config is None:
-            return None
-        return Found(replace(guest, lock=str(config.get("lock") or "")), config, marker_in(config))
-
     def _configured(self, item: Instance, found: Found, options: Mapping[str, Any], blueprint: Blueprint, created: str) -> Found:
         guest = found.guest
         doing = f"{item.name}: configuring {guest.words}"
@@ -406,23 +373,23 @@ class ProxmoxProvider:
                 size, digest = f"{-(-options['disk'] // 1024 ** 2)}M", found.config["digest"]
                 upid = self._again(doing, found, "put", f"{guest.path}/resize", disk=root.key, size=size, digest=digest)
                 self._fine(upid, doing, ENDING)
-                found = self._verified(found)
+                found = self.cluster.verified(found)
             params = config_params(item, found.config, {**options, "kind": guest.kind}, description)
             try:
                 self.api.tell(doing, "put", f"{guest.path}/config", **params)
             except UnknownOutcomeError:
-                now = self._verified(found)
+                now = self.cluster.verified(found)
                 if COMPLETE not in (now.marker or {}):
                     params["digest"] = now.config["digest"]
                     self.api.tell(doing, "put", f"{guest.path}/config", **params)
-            return self._verified(found)
+            return self.cluster.verified(found)
 
     def _again(self, doing: str, found: Found, method: str, path: str, **params: Any) -> Any:
         """Tell what does no harm when it is told twice; after an unknown outcome only to the very guest."""
         try:
             return self.api.tell(doing, method, path, **params)
         except UnknownOutcomeError:
-            now = self._verified(found)
+            now = self.cluster.verified(found)
             if "digest" in params:
                 params["digest"] = now.config["digest"]
             return self.api.tell(doing, method, path, **params)
@@ -465,7 +432,7 @@ class ProxmoxProvider:
             raise RefusedError(names, "vanished from the cluster", "Release anew, or heal")
 
         def wake(found: Found) -> None:
-            now = self._verified(found)
+            now = self.cluster.verified(found)
             if not int(now.config.get("onboot") or 0):
                 self._again(f"starting {now.guest.words}", now, "put", f"{now.guest.path}/config", onboot=1, digest=now.config["digest"])
             self._started(now)
@@ -478,17 +445,17 @@ class ProxmoxProvider:
 
         def rest(found: Found) -> None:
             self._shut_down(found, timeout)
-            now = self._same(found)
+            now = self.cluster.same(found)
             if now is not None and int(now.config.get("onboot") or 0):
                 # A node that restarts would start it again.
                 self._again(f"stopping {now.guest.words}", now, "put", f"{now.guest.path}/config", onboot=0, digest=now.config["digest"])
 
         each(rest, awake, self._width(instances))
-        self._forget()
+        self.cluster.forget()
 
     def _shut_down(self, found: Found, timeout: int) -> None:
         """Politely, by its agent or ACPI; what still runs then is stopped by the same task, which has the lock all the time."""
-        now = self._same(found)
+        now = self.cluster.same(found)
         if now is None:
             return
         guest = now.guest
@@ -518,14 +485,14 @@ class ProxmoxProvider:
         def end(found: Found) -> None:
             if found.guest.status == "running":
                 self._shut_down(found, timeout)
-            now = self._same(found)
+            now = self.cluster.same(found)
             if now is not None:
                 leaked.extend(self._removed(now))
 
         each(end, present, self._width(instances))
-        self._forget()
-        left = [guest.words for guest in (guest_in(item) for item in self._resources() if item.get("type") in ("qemu", "lxc"))
-                if guest.vmid in {found.guest.vmid for found in present} and self._is_same(guest, present)]
+        self.cluster.forget()
+        numbers = {found.guest.vmid for found in present}
+        left = [guest.words for guest in self.cluster.guests() if guest.vmid in numbers and self._is_same(guest, present)]
         if left:
             raise RefusedError(", ".join(left), "PVE says that it is removed, and still lists it", "Run again")
         leaked += self._left_over(present)
@@ -566,7 +533,7 @@ class ProxmoxProvider:
         """The guest, once no task works on it any more; None when it is gone."""
         began = time.monotonic()
         while True:
-            now = self._same(found)
+            now = self.cluster.same(found)
             if now is None or now.guest.lock != "destroyed" or time.monotonic() - began > ENDING:
                 return now
             time.sleep(0.5)
@@ -574,12 +541,12 @@ class ProxmoxProvider:
     def _left_over(self, gone: Sequence[Found]) -> List[str]:
         """The disks of these guests that a listing still shows: one listing for each storage."""
         places: Dict[Tuple[str, str], Set[str]] = {}
-        shared = {item["storage"] for item in self._resources() if item.get("type") == "storage" and int(item.get("shared") or 0)}
+        shared = {item["storage"] for item in self.cluster.resources() if item.get("type") == "storage" and int(item.get("shared") or 0)}
         for found in gone:
             for volume in volumes_of(found.config):
                 node = "" if volume.storage in shared else found.guest.node
                 places.setdefault((node, volume.storage), set()).add(f"{volume.storage}:{volume.name}")
-        any_node = next((item["node"] for item in self._resources() if item.get("type") == "node" and item.get("status") == "online"), "")
+        any_node = next(iter(self.cluster.online()), "")
         left: List[str] = []
         for (node, storage), volids in places.items():
             listed = {str(item.get("volid")) for item in self._contents(node or any_node, storage, None)}
@@ -596,8 +563,8 @@ class ProxmoxProvider:
         """Those of `instances` that exist, as they are now. Raises RefusedError where the marker is not the one expected."""
         if not instances:
             return []
-        self._forget()
-        here = {found.id: found for fleet in sorted({item.fleet for item in instances}) for found in self._survey(fleet) if found.marker}
+        self.cluster.forget()
+        here = {found.id: found for found in self.cluster.survey() if found.marker}
         present = []
         for item in instances:
             if not item.id:
@@ -622,25 +589,12 @@ class ProxmoxProvider:
 
     def _refuse_offline(self, item: Instance) -> None:
         """One that is not listed has vanished, unless its node cannot be asked: then nobody knows."""
-        for entry in self._resources():
-            if entry.get("type") == "node" and entry["node"] == item.host and entry.get("status") != "online":
-                remedy = "Bring the node back, or remove it from the cluster with its guests"
-                raise UnreachableError(f"{item.name} on node {item.host}", "the node is offline", remedy)
-
-    def _same(self, found: Found) -> Optional[Found]:
-        """The very guest once more, read just before something is done to it; None where it vanished, or its VMID is another's now."""
-        now = self._look(found.guest)
-        return replace(now, note=found.note) if now is not None and now.id == found.id else None
-
-    def _verified(self, found: Found) -> Found:
-        """As `_same`, where it has to be there."""
-        now = self._same(found)
-        if now is None:
-            raise RefusedError(found.guest.words, "it is another one now, or gone, and was not touched", "Run again")
-        return now
+        if item.host not in self.cluster.online() and item.host in [node["node"] for node in self.cluster.nodes()]:
+            remedy = "Bring the node back, or remove it from the cluster with its guests"
+            raise UnreachableError(f"{item.name} on node {item.host}", "the node is offline", remedy)
 
     def _is_same(self, guest: Guest, gone: Sequence[Found]) -> bool:
-        now = self._look(guest)
+        now = self.cluster.look(guest)
         return now is not None and now.id in {found.id for found in gone}
 
     def _refuse_locked(self, found: Found, doing: str) -> None:
@@ -651,82 +605,12 @@ class ProxmoxProvider:
                 f"Wait for the task that holds it; if none does, run on node {guest.node}: {guest.unlock}",
             )
 
-    # --- the cluster as it is -----------------------------------------------------------------------------------------
-
-    def _forget(self) -> None:
-        self._seen, self._cluster = (0.0, []), (0.0, [])
-
-    def _resources(self) -> List[Mapping[str, Any]]:
-        """Nodes, storages and guests of the whole cluster, by one question."""
-        when, known = self._cluster
-        if not known or time.monotonic() - when > FRESH:
-            known = list(self.api.ask("looking at the cluster", "cluster/resources") or [])
-            self._cluster = (time.monotonic(), known)
-        return known
-
-    def _survey(self, fleet: str) -> List[Found]:
-        """Every guest that may be an instance of ours: in the band of VMIDs, in the pool, or with our tag. Each is read, since the
-        cluster's own listing has no descriptions; and whether it runs is asked of its node, since that listing is seconds old.
-        """
-        when, known = self._seen
-        if known and time.monotonic() - when <= FRESH:
-            return known
-        band, pool = band_of(self.options), self.options.get("pool")
-        online = {item["node"] for item in self._resources() if item.get("type") == "node" and item.get("status") == "online"}
-        candidates = [
-            guest for guest in (guest_in(item) for item in self._resources() if item.get("type") in ("qemu", "lxc"))
-            if guest.node in online and (band[0] <= guest.vmid <= band[1] or (pool and guest.pool == pool) or TAG in guest.tags)
-        ]
-        looks = each(self._settled_look, candidates, 4 * max(2, len(online)))
-        found = [item for item in looks if item is not None and not int(item.config.get("template") or 0)]
-        listed: Dict[Tuple[str, int], Mapping[str, Any]] = {}
-        places = sorted({(item.guest.node, item.guest.kind) for item in found if item.marker})
-        listings = each(lambda place: self.api.ask(f"listing node {place[0]}", f"nodes/{place[0]}/{place[1]}"), places)
-        for (node, _kind), listing in zip(places, listings):
-            listed.update(((node, int(item["vmid"])), item) for item in listing or [])
-        fresh = []
-        for item in found:
-            entry = listed.get((item.guest.node, item.guest.vmid), {})
-            status, name = entry.get("status") or item.guest.status, entry.get("name") or item.guest.name
-            fresh.append(self._noted(replace(item, guest=replace(item.guest, status=str(status), name=str(name)))))
-        self._seen = (time.monotonic(), fresh)
-        return fresh
-
-    def _noted(self, item: Found) -> Found:
-        """Quarantine: a lock that no task holds any more cannot be taken away through the API."""
-        guest = item.guest
-        if not item.marker or not guest.lock or guest.status == "running":
-            return item
-        return replace(item, note=f"it is locked ({guest.lock}), and no task works on it; run on node {guest.node}: {guest.unlock}")
-
-    def _settled_look(self, guest: Guest) -> Optional[Found]:
-        found = self._look(guest)
-        return self._settled(found) if found else None
-
-    def _settled(self, found: Found) -> Found:
-        """The guest when what is being done to it is over: a killed run's clone goes on without it, and tells whose it is only late."""
-        began = time.monotonic()
-        while found.guest.lock in (*MAKING, "destroyed") and time.monotonic() - began < CLONING["full"]:
-            tasks = self.api.ask("listing tasks", f"nodes/{found.guest.node}/tasks", source="active", limit=500) or []
-            kinds = ("qmclone", "vzclone", "qmcreate", "vzcreate", "qmdestroy", "vzdestroy")
-            busy = any(str(task.get("type")) in kinds and not task.get("endtime") for task in tasks)
-            if busy:
-                time.sleep(1.0)
-            now = self._look(found.guest)
-            if now is None:
-                return replace(found, marker=None)
-            found = now
-            if not busy:
-                break
-        return found
-
     def _as_seen(self, instances: Sequence[Instance]) -> Tuple[Instance, ...]:
-        self._forget()
-        fleets = sorted({item.fleet for item in instances})
-        here = [(found, instance_in(found.guest, found.config, found.marker, found.note))
-                for fleet in fleets for found in self._survey(fleet) if found.marker]
+        self.cluster.forget()
         wanted = {item.name for item in instances}
-        pairs = [(found, item) for found, item in here if item.name in wanted]
+        here = [found for found in self.cluster.survey() if found.marker]
+        pairs = [(found, instance_in(found.guest, found.config, found.marker or {}, found.note)) for found in here]
+        pairs = [(found, item) for found, item in pairs if item.name in wanted]
         seen = {item.name: item for item in self._with_addresses(pairs, TELLING)}
         lost = [item.name for item in instances if item.name not in seen]
         if lost:
@@ -779,42 +663,6 @@ class ProxmoxProvider:
             if error.status == 403:
                 raise
             return "", error.said
-
-    # --- templates ----------------------------------------------------------------------------------------------------
-
-    def _templates(self, reference: str) -> List[Template]:
-        """The templates of that name or VMID, one for each node that has a replica. Raises RefusedError where there is none."""
-        kind = self.options["kind"]
-        resources = self._resources()
-        guests = [guest_in(item) for item in resources if item.get("type") == kind]
-        named = [guest for guest in guests if reference in (guest.name, str(guest.vmid))]
-        offline = {item["node"] for item in resources if item.get("type") == "node" and item.get("status") != "online"}
-        if not named:
-            known = ", ".join(sorted({guest.name for guest in guests if guest.template})[:10]) or "none"
-            remedy = f"Check the name; templates of kind {kind} that {self.api.who} may see: {known}"
-            raise RefusedError(f"template {reference}", f"no guest of that name or VMID is seen at {self.api.where}", remedy)
-        within = [guest for guest in named if guest.node not in offline]
-        if not within:
-            raise UnreachableError(f"template {reference}", f"node {named[0].node} is offline", "Bring the node back")
-        looks = each(self._look, within)
-        found = [template_in(replace(look.guest, name=str(look.config.get("name") or look.config.get("hostname") or look.guest.name)),
-                             look.config) for look in looks if look is not None and int(look.config.get("template") or 0)]
-        if not found:
-            guest = within[0]
-            command = f"{'qm' if kind == 'qemu' else 'pct'} template {guest.vmid}"
-            raise RefusedError(f"template {reference}", f"{guest.words} is no template", f"Make it one on that node: {command}")
-        return found
-
-    def _replicas(self, image: Image) -> List[Template]:
-        """The templates that are this very image. Raises RefusedError where it is there no more."""
-        name = image.digest.rpartition("@")[0] or image.reference
-        found = [item for item in self._templates(name) if item.digest == image.digest]
-        if not found:
-            raise RefusedError(
-                f"template {name}", f"none is the image {image.digest} any more",
-                "A template is never changed or replaced: make one of another name, and release that",
-            )
-        return found
 
     # --- limits -------------------------------------------------------------------------------------------------------
 

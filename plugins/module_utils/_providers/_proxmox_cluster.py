@@ -1,0 +1,178 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# PRIVATE to the collection: may change at any time.
+
+"""What a Proxmox VE cluster shows: its guests, whose they are, and its templates. It asks, and never acts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from .._concurrency import each
+from .._errors import RefusedError, UnreachableError
+from .._model import Image
+from ._proxmox_api import Api
+from ._proxmox_guest import MAKING, TAG, Guest, Template, guest_in, identity, marker_in, template_in
+from ._proxmox_options import band_of
+
+FRESH = 3.0
+"""Seconds for which one look at the cluster serves several questions of one task."""
+
+MAKING_TAKES = 7200.0
+"""Seconds for which a guest that is being made or removed is waited for: a full clone takes its time."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A guest that may be an instance, with its configuration, and its marker where it has one."""
+
+    guest: Guest
+    config: Mapping[str, Any]
+    marker: Optional[Mapping[str, str]]
+    note: str = ""
+
+    @property
+    def id(self) -> str:
+        return identity(self.guest, self.config, self.marker) if self.marker else ""
+
+
+class Cluster:
+    """One cluster, as it is when it is asked. What it said serves for a moment; `forget` before an act and after it."""
+
+    def __init__(self, api: Api, options: Mapping[str, Any]) -> None:
+        self.api = api
+        self.options = options
+        self._seen: Tuple[float, List[Found]] = (0.0, [])
+        self._known: Tuple[float, List[Mapping[str, Any]]] = (0.0, [])
+
+    def forget(self) -> None:
+        self._seen, self._known = (0.0, []), (0.0, [])
+
+    def resources(self) -> List[Mapping[str, Any]]:
+        """Nodes, storages and guests of the whole cluster, by one question."""
+        when, known = self._known
+        if not known or time.monotonic() - when > FRESH:
+            known = list(self.api.ask("looking at the cluster", "cluster/resources") or [])
+            self._known = (time.monotonic(), known)
+        return known
+
+    def nodes(self) -> List[Mapping[str, Any]]:
+        return [item for item in self.resources() if item.get("type") == "node"]
+
+    def online(self) -> List[str]:
+        """The names of the nodes that answer."""
+        return sorted(item["node"] for item in self.nodes() if item.get("status") == "online")
+
+    def guests(self) -> List[Guest]:
+        return [guest_in(item) for item in self.resources() if item.get("type") in ("qemu", "lxc")]
+
+    def survey(self) -> List[Found]:
+        """Every guest that may be an instance of ours: in the band of VMIDs, in the pool, or with our tag. Each is read, since the
+        cluster's own listing has no descriptions; and whether it runs is asked of its node, since that listing is seconds old.
+        """
+        when, known = self._seen
+        if known and time.monotonic() - when <= FRESH:
+            return known
+        band, pool = band_of(self.options), self.options.get("pool")
+        online = self.online()
+        candidates = [
+            guest for guest in self.guests()
+            if guest.node in online and (band[0] <= guest.vmid <= band[1] or (pool and guest.pool == pool) or TAG in guest.tags)
+        ]
+        looks = each(self._settled_look, candidates, 4 * max(2, len(online)))
+        found = [item for item in looks if item is not None and not int(item.config.get("template") or 0)]
+        listed: Dict[Tuple[str, int], Mapping[str, Any]] = {}
+        places = sorted({(item.guest.node, item.guest.kind) for item in found if item.marker})
+        listings = each(lambda place: self.api.ask(f"listing node {place[0]}", f"nodes/{place[0]}/{place[1]}"), places)
+        for (node, _kind), listing in zip(places, listings):
+            listed.update(((node, int(item["vmid"])), item) for item in listing or [])
+        fresh = []
+        for item in found:
+            entry = listed.get((item.guest.node, item.guest.vmid), {})
+            status, name = entry.get("status") or item.guest.status, entry.get("name") or item.guest.name
+            fresh.append(self._noted(replace(item, guest=replace(item.guest, status=str(status), name=str(name)))))
+        self._seen = (time.monotonic(), fresh)
+        return fresh
+
+    def _noted(self, item: Found) -> Found:
+        """Quarantine: a lock that no task holds any more cannot be taken away through the API."""
+        guest = item.guest
+        if not item.marker or not guest.lock or guest.status == "running":
+            return item
+        return replace(item, note=f"it is locked ({guest.lock}), and no task works on it; run on node {guest.node}: {guest.unlock}")
+
+    def _settled_look(self, guest: Guest) -> Optional[Found]:
+        found = self.look(guest)
+        return self.settled(found) if found else None
+
+    def settled(self, found: Found) -> Found:
+        """The guest when what is being done to it is over: a killed run's clone goes on without it, and tells whose it is only late."""
+        began = time.monotonic()
+        while found.guest.lock in (*MAKING, "destroyed") and time.monotonic() - began < MAKING_TAKES:
+            tasks = self.api.ask("listing tasks", f"nodes/{found.guest.node}/tasks", source="active", limit=500) or []
+            kinds = ("qmclone", "vzclone", "qmcreate", "vzcreate", "qmdestroy", "vzdestroy")
+            busy = any(str(task.get("type")) in kinds and not task.get("endtime") for task in tasks)
+            if busy:
+                time.sleep(1.0)
+            now = self.look(found.guest)
+            if now is None:
+                return replace(found, marker=None)
+            found = now
+            if not busy:
+                break
+        return found
+
+    def look(self, guest: Guest) -> Optional[Found]:
+        """One guest as it is now; None where it is not on that node."""
+        config = self.api.maybe(f"looking at {guest.words}", f"{guest.path}/config")
+        if config is None:
+            return None
+        return Found(replace(guest, lock=str(config.get("lock") or "")), config, marker_in(config))
+
+    def same(self, found: Found) -> Optional[Found]:
+        """The very guest once more, read just before something is done to it; None where it vanished, or its VMID is another's now."""
+        now = self.look(found.guest)
+        return replace(now, note=found.note) if now is not None and now.id == found.id else None
+
+    def verified(self, found: Found) -> Found:
+        """As `_same`, where it has to be there."""
+        now = self.same(found)
+        if now is None:
+            raise RefusedError(found.guest.words, "it is another one now, or gone, and was not touched", "Run again")
+        return now
+
+    def templates(self, reference: str) -> List[Template]:
+        """The templates of that name or VMID, one for each node that has a replica. Raises RefusedError where there is none."""
+        kind = self.options["kind"]
+        guests = [guest for guest in self.guests() if guest.kind == kind]
+        named = [guest for guest in guests if reference in (guest.name, str(guest.vmid))]
+        if not named:
+            known = ", ".join(sorted({guest.name for guest in guests if guest.template})[:10]) or "none"
+            remedy = f"Check the name; templates of kind {kind} that {self.api.who} may see: {known}"
+            raise RefusedError(f"template {reference}", f"no guest of that name or VMID is seen at {self.api.where}", remedy)
+        within = [guest for guest in named if guest.node in self.online()]
+        if not within:
+            raise UnreachableError(f"template {reference}", f"node {named[0].node} is offline", "Bring the node back")
+        looks = each(self.look, within)
+        found = [template_in(replace(look.guest, name=str(look.config.get("name") or look.config.get("hostname") or look.guest.name)),
+                             look.config) for look in looks if look is not None and int(look.config.get("template") or 0)]
+        if not found:
+            guest = within[0]
+            command = f"{'qm' if kind == 'qemu' else 'pct'} template {guest.vmid}"
+            raise RefusedError(f"template {reference}", f"{guest.words} is no template", f"Make it one on that node: {command}")
+        return found
+
+    def replicas(self, image: Image) -> List[Template]:
+        """The templates that are this very image. Raises RefusedError where it is there no more."""
+        name = image.digest.rpartition("@")[0] or image.reference
+        found = [item for item in self.templates(name) if item.digest == image.digest]
+        if not found:
+            raise RefusedError(
+                f"template {name}", f"none is the image {image.digest} any more",
+                "A template is never changed or replaced: make one of another name, and release that",
+            )
+        return found
