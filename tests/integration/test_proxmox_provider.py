@@ -463,6 +463,49 @@ def test_a_clone_told_twice_is_known_by_its_nonce(make: MakeCase, served: Served
         assert served.pve.calls["POST /nodes/{node}/qemu/{vmid}/clone"] == 2
 
 
+def test_somebody_elses_instance_under_our_number_is_not_taken_for_ours(make: MakeCase, served: Served) -> None:
+    """It comes about while our own call is on its way: the same name, the same marker, and another nonce."""
+    with CuttingProxy(served) as proxy:
+        case = make(**ADDRESSES, api_port=proxy.port)
+        planned = case.planned(1)[0]
+        theirs = described(planned, case.blueprint, "", "another", complete=True)
+
+        def meanwhile(method: str, path: str) -> None:
+            if path.endswith("/clone") and served.pve.vm(planned.number) is None:
+                served.pve.add_vm(planned.number, planned.name, status="running", pool="fleet", config={"description": theirs})
+
+        proxy.hook = meanwhile
+        proxy.drop.append(("POST", "/clone$"))
+        with pytest.raises(RefusedError, match="already exists.*Somebody else"):
+            case.provider.create([planned], case.blueprint)
+        assert served.pve.vm(planned.number).config["description"] == theirs
+        assert "tags" not in served.pve.vm(planned.number).config
+
+
+@pytest.mark.parametrize("act", ["stop", "destroy"])
+def test_whose_a_guest_is_is_read_again_just_before_the_act(make: MakeCase, served: Served, act: str) -> None:
+    """It becomes somebody else's after it was listed as ours."""
+    with CuttingProxy(served) as proxy:
+        case = make(**ADDRESSES, api_port=proxy.port)
+        item = case.created(1)[0]
+
+        def meanwhile(method: str, path: str) -> None:
+            if path == f"/nodes/{item.host}/qemu":
+                case.guest(item).config["description"] = "mine"
+
+        proxy.hook = meanwhile
+        getattr(case.provider, act)([item], 1)
+        assert case.guest(item).status == "running" and case.guest(item).config["onboot"] == "1"
+
+
+@pytest.mark.parametrize("status", [596, 599])
+def test_an_answer_that_the_node_in_between_gives_up_is_an_unknown_outcome(make: MakeCase, served: Served, status: int) -> None:
+    case = make(**ADDRESSES)
+    for method, path in (("POST", "/clone"), ("PUT", "/config"), ("POST", "/status/start")):
+        served.pve.fail(method, path, status, "Connection timed out", times=1)
+    assert case.created(1)[0].state == "running" and len([vm for vm in served.pve.vms if not vm.template]) == 1
+
+
 # Agents
 
 def test_an_agent_that_is_not_up_yet_is_asked_again_and_one_that_is_not_configured_never(make: MakeCase, served: Served) -> None:

@@ -481,6 +481,7 @@ class ProxmoxProvider:
     def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
         present = self._own(instances)
         leaked: List[str] = []
+        removed: List[Found] = []
 
         def end(found: Found) -> None:
             if found.guest.status == "running":
@@ -488,14 +489,15 @@ class ProxmoxProvider:
             now = self.cluster.same(found)
             if now is not None:
                 leaked.extend(self._removed(now))
+                removed.append(now)
 
         each(end, present, self._width(instances))
         self.cluster.forget()
-        numbers = {found.guest.vmid for found in present}
-        left = [guest.words for guest in self.cluster.guests() if guest.vmid in numbers and self._is_same(guest, present)]
+        numbers = {found.guest.vmid for found in removed}
+        left = [guest.words for guest in self.cluster.guests() if guest.vmid in numbers and self._is_same(guest, removed)]
         if left:
             raise RefusedError(", ".join(left), "PVE says that it is removed, and still lists it", "Run again")
-        leaked += self._left_over(present)
+        leaked += self._left_over(removed)
         if leaked:
             leaked = sorted(set(leaked))
             remedy = "The instances are gone. Remove the disks on that node yourself: pvesm free VOLUME"
