@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tarfile
 from typing import Any
 
@@ -184,3 +186,9 @@ def test_everything_is_tried_and_every_failure_told(kinds: list[str]) -> None:
 def test_a_defect_is_no_failure_of_the_fleet() -> None:
     with pytest.raises(ZeroDivisionError):
         each(lambda number: 1 // number, [1, 0, 2])
+
+
+def test_paramiko_is_never_loaded() -> None:
+    """It would cost every run 0.1 s, and the ssh client makes our connections."""
+    program = "import sys, ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker; sys.exit('paramiko' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

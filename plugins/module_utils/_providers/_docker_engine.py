@@ -8,13 +8,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import socket
 import ssl
 import sys
-import types
 from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
 
 from .._concurrency import LIMIT
@@ -26,16 +24,6 @@ from ._docker_ssh import Adapter
 from ._hosts import is_here
 from ._marker import NAME
 
-
-class _Later(types.ModuleType):
-    """Stands for a module that is loaded when something of it is used."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-# The SDK imports paramiko, which takes 0.1 s (measured), and uses nothing of it, since the ssh client makes our connections.
-_PARAMIKO = sys.modules.setdefault("paramiko", _Later("paramiko"))
 try:
     import docker as sdk
     from docker.context import ContextAPI
@@ -61,9 +49,6 @@ try:
             super().mount(prefix, Adapter(adapter) if prefix == "http+docker://ssh" else adapter)
 except ImportError:
     sdk = None  # type: ignore[assignment]
-finally:
-    if isinstance(_PARAMIKO, _Later):
-        del sys.modules["paramiko"]
 
 TIMEOUT = 60
 
