@@ -99,7 +99,8 @@ class Face:
                 acts = Acts(destroy=seen) if params["state"] == "absent" else Acts(stop=tuple(item for item in seen if is_awake(item)))
             else:
                 image = provider.image(params["image"])
-                hashed = hash_of(self.module.shape(options), image, params["port"])
+                secrets = [key for key, rule in self.module.OPTIONS.items() if rule.get("no_log")]
+                hashed = hash_of(self.module.shape(options), image, params["port"], secrets)
                 form = Blueprint(image, hashed, params["ledger"], params["revision"], options, params["port"])
                 _same_form(self, seen, form, params)
                 missing = [slot for slot in range(1, params["size"] + 1) if slot not in {item.slot for item in seen}]
@@ -159,9 +160,10 @@ def is_awake(instance: Instance) -> bool:
     return instance.state in ("running", "restarting")
 
 
-def hash_of(shape: Mapping[str, Any], image: Image, port: int) -> str:
+def hash_of(shape: Mapping[str, Any], image: Image, port: int, secrets: Sequence[str] = ()) -> str:
     """A hash of what shapes an instance: 16 hex digits. Of secrets only the names count: a hash of a weak one would give it away."""
-    form = dict(shape, secrets=sorted(shape.get("secrets", {})))
+    hidden = {key: sorted(shape[key]) if isinstance(shape[key], Mapping) else "given" for key in secrets if key in shape}
+    form = {**shape, **hidden}
     text = json.dumps([form, image.digest, port], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 

@@ -148,10 +148,10 @@ def test_a_full_pool_is_refused() -> None:
 
 def test_a_hash_gives_no_secret_away_and_tells_everything_else_apart() -> None:
     image = Image("shop:1", "sha256:1")
-    first = hash_of(shape({"secrets": {"a": "x"}}), image, 80)
-    assert first == hash_of(shape({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}), image, 80)
+    first = hash_of(shape({"secrets": {"a": "x"}}), image, 80, ["secrets"])
+    assert first == hash_of(shape({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}), image, 80, ["secrets"])
     shapes = [shape(options) for options in ({"secrets": {"b": "x"}}, {"memory": "1g"}, {})]
-    others = [hash_of(item, image, 80) for item in shapes] + [hash_of({}, image, 81)]
+    others = [hash_of(item, image, 80, ["secrets"]) for item in shapes] + [hash_of({}, image, 81)]
     assert len({first, *others}) == 5
 
 
