@@ -17,59 +17,23 @@ description:
 author:
   - The phoenix.fleet founders (@phoenix-fleet)
 extends_documentation_fragment:
+  - phoenix.fleet.release_set
   - phoenix.fleet.docker
   - phoenix.fleet.docker.registry
   - phoenix.fleet.docker.instance
 options:
-  fleet:
-    description: The fleet's name, up to 40 lower-case letters, digits and dashes.
-    type: str
-    required: true
-  release:
-    description: The release's number. Others of the fleet are left alone.
-    type: int
-    required: true
-  state:
-    description:
-      - V(present) makes what is missing, starts what is stopped, and removes what is beyond O(size).
-      - V(stopped) stops the release's instances, V(absent) removes them and their secrets.
-    type: str
-    default: present
-    choices: [present, stopped, absent]
   image:
     description: The golden image, C(repo:tag), C(repo@sha256:DIGEST) or C(sha256:ID). Required for O(state=present).
     type: str
-  size:
-    description: How many instances.
-    type: int
-    default: 1
-  port:
-    description: The port that the service listens on inside an instance. Required for O(state=present).
-    type: int
   balancers:
     description: The addresses of the hosts that must reach the instances, V(local) for this one.
     type: list
     elements: str
     default: [local]
-  revision:
-    description: A revision to record in the marker and to give to every instance.
-    type: str
-    default: ""
-  ledger:
-    description: The id of the ledger that the marker names. Instances of another one are refused.
-    type: str
-    default: ""
   stop_timeout:
     description: Seconds between the polite signal and the kill.
     type: int
     default: 10
-attributes:
-  check_mode:
-    support: full
-    description: Nothing is made, started, stopped or removed, and the result says what would be.
-  diff_mode:
-    support: full
-    description: The release's instances before and after.
 notes:
   - Of O(secrets) only the names count when it is decided whether an instance is still the one asked for.
     A new value needs a new O(release).

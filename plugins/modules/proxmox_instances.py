@@ -18,59 +18,23 @@ description:
 author:
   - The phoenix.fleet founders (@phoenix-fleet)
 extends_documentation_fragment:
+  - phoenix.fleet.release_set
   - phoenix.fleet.proxmox
   - phoenix.fleet.proxmox.image
   - phoenix.fleet.proxmox.instance
 options:
-  fleet:
-    description: The fleet's name, up to 40 lower-case letters, digits and dashes.
-    type: str
-    required: true
-  release:
-    description: The release's number. Others of the fleet are left alone.
-    type: int
-    required: true
-  state:
-    description:
-      - V(present) makes what is missing, starts what is stopped, and removes what is beyond O(size).
-      - V(stopped) stops the release's instances, V(absent) removes them and their disks.
-    type: str
-    default: present
-    choices: [present, stopped, absent]
   image:
     description: The template, by its name or VMID. Required for O(state=present).
     type: str
-  size:
-    description: How many instances.
-    type: int
-    default: 1
-  port:
-    description: The port that the service listens on inside an instance. Required for O(state=present).
-    type: int
   balancers:
     description: The addresses of the hosts that must reach the instances. They need a route to O(addresses).
     type: list
     elements: str
     default: [local]
-  revision:
-    description: A revision to record in the marker.
-    type: str
-    default: ""
-  ledger:
-    description: The id of the ledger that the marker names. Instances of another one are refused.
-    type: str
-    default: ""
   stop_timeout:
     description: Seconds for a polite shutdown, by the guest agent or ACPI, before it is forced.
     type: int
     default: 10
-attributes:
-  check_mode:
-    support: full
-    description: Nothing is made, started, stopped or removed, and the result says what would be.
-  diff_mode:
-    support: full
-    description: The release's instances before and after.
 notes:
   - Without a ledger the VMIDs are the ones above all that are in use in O(vmid_range). With one they are never used again.
 seealso:
