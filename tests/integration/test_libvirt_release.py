@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import re
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import libvirt
 import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Instance
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.libvirt import connect
 from ansible_collections.phoenix.fleet.tests.integration.conftest import ROOT
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Site
+from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import wait_until
 from ansible_collections.phoenix.fleet.tests.integration.libvirt_host import LibvirtHost
 from ansible_collections.phoenix.fleet.tests.load import Load
 
@@ -94,3 +101,36 @@ def test_what_is_not_kept_is_destroyed_with_its_disks_and_a_broken_image_is_refu
     assert site.versions("web") == {"v2"} and machines(host) == {"r2-1": True, "r2-2": True} and left(host) == {"r2-1", "r2-2"}
     kept = [path for path in (site.folder / "state").rglob("*-r3-1.log")]
     assert any("orders database" in path.read_text() for path in kept), "the console of what was taken away"
+
+
+def test_a_machine_with_uefi_tells_its_address_by_its_agent_and_leaves_politely(host: LibvirtHost) -> None:
+    options = {
+        "pool": host.name, "network": host.name, "memory": "256m", "domain_type": "qemu", "firmware": "uefi", "addresses": "agent",
+        "user_data": {"packages": ["jq"]},
+    }
+    provider = connect(options)
+    pool = provider.pools("far", 8080, ["192.0.2.200"])[0]
+    assert pool.kind == "dynamic"
+    image = provider.image(IMAGES["v1"])
+    planned = Instance("far-r1-1", pool.host, "far", 1, 1, image.digest, "", 8080, "4be1c2d")
+    try:
+        made = provider.create([planned], Blueprint(image, "0123456789abcdef", "ours", "4be1c2d", options, 8080))
+        assert made[0].address.startswith(f"{host.base}.2") and provider.observe("far") == made
+        wait_until(lambda: "(far-r1-1)" in page(made[0]), "the machine to serve", deadline=60)
+        nvram = host.xml(made[0].id).findtext("os/nvram")
+        assert nvram and Path(nvram).exists()
+        provider.stop(made, 60)
+        assert host.connection.lookupByUUIDString(made[0].id).state()[1] == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, "by itself, not by force"
+        assert any("reboot: Power down" in line for line in provider.last_words(made)[0].log)
+        provider.destroy(made, 0)
+        assert not Path(nvram).exists() and left(host) == set()
+    finally:
+        provider.destroy(provider.observe("far"), 0)
+
+
+def page(instance: Instance) -> str:
+    try:
+        with urllib.request.urlopen(f"http://{instance.address}:{instance.port}/", timeout=2) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
