@@ -83,7 +83,7 @@ class Cluster(FakePve):
         source = self.find(v["node"], v["vmid"])
         target = v.get("target")
         local = [key for key in source.config if re.match(r"(scsi|virtio)\d", key)
-                 and not self.storages[str(source.config[key]).split(":")[0]].get("shared")]
+                 and not self.storages[str(source.config[key]).partition(":")[0]].get("shared")]
         if target and target != v["node"] and local:
             from fakepve.model import PveError
             raise PveError(500, f"can't clone VM to node '{target}' (VM uses local storage)")

@@ -80,6 +80,8 @@ def test_an_agents_address_is_that_of_our_own_device(within: str | None, address
 
 
 def test_a_containers_address_may_be_told_in_the_older_way_alone() -> None:
-    answer = [{"name": "lo", "hwaddr": "00:00:00:00:00:00", "inet": "127.0.0.1/8"}, {"name": "eth0", "hwaddr": "bc:24:11:00:00:02",
-                                                                                   "inet": "192.0.2.5/24"}]
+    answer = [
+        {"name": "lo", "hwaddr": "00:00:00:00:00:00", "inet": "127.0.0.1/8"},
+        {"name": "eth0", "hwaddr": "bc:24:11:00:00:02", "inet": "192.0.2.5/24"},
+    ]
     assert told_by_container(answer, ["bc:24:11:00:00:02"], None) == "192.0.2.5"

@@ -118,7 +118,7 @@ class Api:
                 return self._call(doing, "get", path, params)
             except UnknownOutcomeError as error:
                 if attempt == ASKED:
-                    raise UnreachableError(error.what, error.cause, error.remedy) from error
+                    raise UnreachableError(error.what, error.cause, error.remedy) from None
                 time.sleep(0.2 * attempt)
         raise AssertionError("unreachable")
 

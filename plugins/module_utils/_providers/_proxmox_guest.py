@@ -150,7 +150,7 @@ def volumes_of(config: Mapping[str, Any]) -> List[Volume]:
     """The disks of a guest, without its CD-ROMs, but with its cloud-init drive."""
     found = []
     for key, value in config.items():
-        first = str(value).split(",")[0]
+        first = str(value).partition(",")[0]
         options = options_in(value)
         if not DRIVE.match(key) or ":" not in first or first.startswith("/"):
             continue

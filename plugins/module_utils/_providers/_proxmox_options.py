@@ -149,7 +149,7 @@ def _network(value: Any) -> str:
 
 
 def _listed(reader: Callable[[Any], Any]) -> Callable[[Any], List[Any]]:
-    return lambda value: items([part for part in value.replace(",", " ").split()] if isinstance(value, str) else value, reader)
+    return lambda value: items(value.replace(",", " ").split() if isinstance(value, str) else value, reader)
 
 
 def _nic(value: Any) -> Dict[str, Any]:

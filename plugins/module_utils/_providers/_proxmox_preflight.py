@@ -76,7 +76,8 @@ def of_templates(templates: Iterable[Template], options: Mapping[str, Any]) -> L
         if guest.kind == "qemu" and needs and not has_cloudinit(config):
             words = f"it has no cloud-init drive, so that {', '.join(needs)} would never reach an instance"
             missing.append((what, words, f"Run on that node before it becomes a template: qm set {guest.vmid} --ide2 STORAGE:cloudinit"))
-        if guest.kind == "qemu" and options["addresses"] == AGENT and str(config.get("agent", "0")).split(",")[0] not in ("1", "enabled=1"):
+        agent = str(config.get("agent", "0")).partition(",")[0] in ("1", "enabled=1")
+        if guest.kind == "qemu" and options["addresses"] == AGENT and not agent:
             words = "its agent option is not set, so that no instance could tell its address"
             missing.append((what, words, f"Run on that node: qm set {guest.vmid} --agent 1; or give fixed fleet_proxmox.addresses"))
         root = root_of(config)

@@ -321,7 +321,7 @@ class ProxmoxProvider:
                     found = self._appeared(item, source, nonce, CLONING[options["clone"]]) if error.taken else None
                     if found is None and error.taken:
                         remedy = "Somebody else has it: run again for the next one, or set fleet_proxmox.vmid_range to a range of its own"
-                        raise RefusedError(error.what, error.cause, remedy) from error
+                        raise RefusedError(error.what, error.cause, remedy) from None
                     if found is None:
                         raise
                     return found
@@ -661,7 +661,7 @@ class ProxmoxProvider:
         except Refusal as error:
             if "No QEMU guest agent configured" in error.said:
                 remedy = "Set its agent option in the template: qm set TEMPLATE --agent 1; or give fixed fleet_proxmox.addresses"
-                raise RefusedError(f"{guest.words}", f"PVE says: {error.said}", remedy) from error
+                raise RefusedError(guest.words, f"PVE says: {error.said}", remedy) from None
             if error.status == 403:
                 raise
             return "", error.said
