@@ -181,6 +181,8 @@ def test_a_base_that_changed_is_refused_by_all_that_stands_on_it(make: MakeCase,
     assert [item.state for item in case.provider.observe(case.fleet)] == ["stopped"]
     case.provider.destroy(made, 0)
     assert case.provider.image("changing.img").digest != case.blueprint.image.digest
+    with pytest.raises(RefusedError, match=r"changing\.img: its content changed: it has checksum sha256:"):
+        case.provider.create(case.planned(1, 3), case.blueprint)  # a rollback to what no longer exists
     os.unlink(host.folder / "changing.img")
 
 
