@@ -467,9 +467,7 @@ class ProxmoxProvider:
                     upid = self.api.tell(doing, "post", f"{guest.path}/status/shutdown", forceStop=1, timeout=max(1, timeout))
                     status = self._ended(upid, doing, timeout + ENDING)
                 except (UnknownOutcomeError, Refusal) as error:
-                    if isinstance(error, Refusal) and error.absent:
-                        return
-                    if self._status(guest) == "stopped":
+                    if self.cluster.same(now) is None or self._status(guest) == "stopped":
                         return
                     if attempt == 2 or not isinstance(error, UnknownOutcomeError):
                         raise
