@@ -87,6 +87,14 @@ class Place:
         return Run(process.returncode, log.read_text())
 
 
+ELSEWHERE = """
+from ansible.plugins.connection.local import DOCUMENTATION as LOCAL, Connection as Local
+DOCUMENTATION = LOCAL.replace("name: local", "name: elsewhere")
+class Connection(Local):
+    transport = "elsewhere"
+"""
+
+
 @pytest.fixture
 def place(make_site: MakeSite) -> Iterator[Place]:
     with Served() as served, CuttingProxy(served) as proxy:
@@ -199,9 +207,14 @@ def test_the_modules_work_by_themselves(place: Place) -> None:
     playbook = place.site.folder / "modules.json"
     playbook.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     program = str(Path(sys.executable).parent / "ansible-playbook")
-    for more in ([], ["-e", "ansible_connection=local ansible_become=false"]):
-        done = subprocess.run([program, str(playbook), *more], capture_output=True, text=True, timeout=120, check=False)
+    # A connection to another host than this one, as far as anybody can tell: the modules are packed and sent there.
+    (place.site.folder / "elsewhere.py").write_text(ELSEWHERE)
+    environment = {**os.environ, "ANSIBLE_CONNECTION_PLUGINS": str(place.site.folder)}
+    for connection in ("local", "elsewhere"):
+        command = [program, str(playbook), "-e", f"ansible_connection={connection} ansible_python_interpreter={sys.executable}", "-vvv"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         said = re.findall(r"SAID ([^\"]*)", done.stdout)
         assert said == [
             "True ['running', 'running']", "2 ['pve1', 'pve2'] shop-1@sh",
             "False ['running', 'running']", "True ['stopped', 'stopped']", "True []"], done.stdout + done.stderr
+        assert ("AnsiballZ_proxmox_instances.py" in done.stdout) == (connection == "elsewhere")
