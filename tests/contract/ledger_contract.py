@@ -471,6 +471,35 @@ class LedgerContract:
         assert ledger.history("api").entry is None  # nothing of a refused plan is left
         assert ledger.history("api").reserved == ledger.history("web").reserved
 
+    def test_a_band_of_numbers_is_every_fleets_and_never_goes_back(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        web, api = ledger.acquire("web", "ann"), ledger.acquire("api", "ann")
+        open_plan(ledger, web, lambda history: release_plan(history, issued={"pve 100": 103}))
+        assert ledger.history("api").issued == ledger.history("web").issued == {"pve 100": 103}
+        open_plan(ledger, api, lambda history: release_plan(
+            history, fleet="api", reserved={}, issued={"pve 100": 102, "pve 500": 501}))
+        assert ledger.history("web").issued == {"pve 100": 103, "pve 500": 501}
+        open_plan(ledger, web, lambda history: Plan("retire", 1, 0, outcome="retired"))
+        ledger.record(web, "retire")
+        ledger.record(web, "done")
+        assert ledger.history("web").issued == {"pve 100": 103, "pve 500": 501}
+
+    def test_what_instances_turn_out_to_hold_is_kept_beside_what_was_planned(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        web, api = ledger.acquire("web", "ann"), ledger.acquire("api", "ann")
+        plan = open_plan(ledger, web)
+        held = {"pve 10.0.0.1": "web-r1-1", "pve 10.0.0.2": "web-r1-2"}
+        for _time in range(2):
+            ledger.reserve(web, held)
+        assert ledger.history("web").reserved == {**plan.reserved, **held}
+        with pytest.raises(RefusedError, match="pve 10.0.0.2 is what web-r1-2 of fleet web holds"):
+            ledger.reserve(api, {"pve 10.0.0.3": "api-r1-1", "pve 10.0.0.2": "api-r1-2"})
+        assert ledger.history("web").reserved == {**plan.reserved, **held}
+        ledger.reserve(api, {})
+        ledger.acquire("web", "bob", takeover=True)
+        with pytest.raises(LeaseError):
+            ledger.reserve(web, {"pve 10.0.0.9": "web-r1-9"})
+
     def test_records_that_make_no_sense(self, place: Place) -> None:
         ledger = Ledger(*place)
         lease = ledger.acquire("web", "me@here")
