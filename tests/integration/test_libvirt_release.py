@@ -99,7 +99,7 @@ def test_what_is_not_kept_is_destroyed_with_its_disks_and_a_broken_image_is_refu
     assert run.code != 0 and "did not go live" in run.output and "Traceback" not in run.output, run.output
     assert load.result["failed"] == 0, load.result
     assert site.versions("web") == {"v2"} and machines(host) == {"r2-1": True, "r2-2": True} and left(host) == {"r2-1", "r2-2"}
-    kept = [path for path in (site.folder / "state").rglob("*-r3-1.log")]
+    kept = (site.folder / "state").rglob("*-r3-1.log")
     assert any("orders database" in path.read_text() for path in kept), "the console of what was taken away"
 
 

@@ -268,9 +268,10 @@ def room(network: Network, ranges: Sequence[Ends]) -> Tuple[ipaddress.IPv4Addres
     """First and last address for instances, and those between them that are not for them.
 
     Without ranges it is the longest run of addresses outside the network's own DHCP ranges, which nobody else gets; where that is
-    too short, as in libvirt's default network, it is the whole network.
+    too short, as in libvirt's default network, it is the whole network. Raises ValueError for a network without addresses of its own.
     """
-    assert network.subnet is not None
+    if network.subnet is None:
+        raise ValueError(f"network {network.name} has no addresses of its own")
     low, high = int(network.subnet.network_address) + 1, int(network.subnet.broadcast_address) - 1
     if ranges:
         ends = sorted(ranges)

@@ -22,7 +22,7 @@ OPTIONS: Dict[str, Any] = {
     "domain_type": {"type": "str", "choices": ["kvm", "qemu"]},
     "firmware": {"type": "str", "choices": ["bios", "uefi"]},
     "user_data": {"type": "raw", "no_log": True},
-    "ssh_keys": {"type": "list", "elements": "str"},
+    "ssh_keys": {"type": "list", "elements": "str", "no_log": False},  # public ones
     "addresses": {"type": "list", "elements": "str"},
 }
 IMAGE: Dict[str, Any] = {"noun": "an image", "remedy": "write the volume that is the golden image, as VOLUME or POOL/VOLUME"}
