@@ -107,13 +107,14 @@ class HAProxy:
                 continue
             self.site.tick(f"{self.host} {server.name} weight {server.weight} {server.state}")
         leaving = [name for name in self.lines if name not in wanted]
-        for name in [name for name in leaving if name in self.lines]:
-            self.lines[name].server = replace(self.lines[name].server, weight=0, state="drain")
-            self.site.tick(f"{self.host} {name} drained")
+        for name in leaving:
+            if name in self.lines:  # a restart meanwhile has forgotten it
+                self.lines[name].server = replace(self.lines[name].server, weight=0, state="drain")
+                self.site.tick(f"{self.host} {name} drained")
         if any(name in self.lines and self.lines[name].sessions for name in leaving):
             self.site.pass_time()
         for name in leaving:
-            line = self.lines.pop(name, None)  # a restart meanwhile has forgotten it
+            line = self.lines.pop(name, None)
             if line and line.sessions:
                 raise LawBrokenError(f"{self.host}: {name} is deregistered with {line.sessions} sessions")
             self.site.tick(f"{self.host} {name} deregistered")
