@@ -29,7 +29,7 @@ from .world import HAProxy, LawBrokenError, SimulatedProvider, Site
 
 
 class Fleet:
-    """One fleet with all that its runs need. runs are the plans that were made, for tests to look at."""
+    """One fleet with all that its runs need. plans are those that were made, for tests to look at, opened the last that has its intent."""
 
     def __init__(self, site: Site, provider: SimulatedProvider, ledger: MemoryLedger, definition: Definition) -> None:
         self.site = site
@@ -37,6 +37,7 @@ class Fleet:
         self.ledger = ledger
         self.definition = definition
         self.plans: list[Plan] = []
+        self.opened: Plan | None = None
 
     def world(self, fence: int = 0) -> World:
         stamp = Head(self.ledger.name, fence, self.definition.name) if fence else None
@@ -67,6 +68,7 @@ class Fleet:
         self._check_places(made, world)
         if made.waves:
             self.ledger.open(made, fence)
+            self.opened = made
             for wave in made.waves:
                 self._carry_out(made, wave, fence)
             if made.closes:

@@ -100,8 +100,8 @@ class Unlucky(Fleet):
         self.late: list[Callable[[], None]] = []
 
     def orphan(self) -> None:
-        """Whatever the run was about to make, its workers will make some day."""
-        made = self.plans[-1] if self.plans else None
+        """Whatever the run was about to make, its workers will make some day. There are none before the intent is written."""
+        made = self.opened if self.plans and self.opened is self.plans[-1] else None
         for item in made.waves[-1][0].instances if made and made.waves and made.waves[-1][0].kind == "create" else ():
             self.late.append(lambda item=item: self.provider.late(item, self.blueprint(made)))  # type: ignore[misc,arg-type]
 
