@@ -670,8 +670,11 @@ def _numbered(scene: Scene, aim: Aim) -> dict[str, int]:
 def _reserved(scene: Scene, aim: Aim) -> dict[str, str]:
     """`HOST KEY` -> name of all that the fleet holds, what a crashed run or a silent balancer may still hold included."""
     held = {key: item.name for item in (*scene.ours, *aim.wanted) if item.host for key in reservations(item, scene.pools)}
+    seen = set(held.values())
     for key, name in scene.history.reserved.items():
-        if scene.numbers(name) != (0, 0) and (scene.history.entry or scene.silent or name in scene.sights):
+        # What is seen holds what it has; a silent balancer may still send requests to where it was.
+        unseen = name not in seen and (scene.history.entry or name in scene.sights)
+        if scene.numbers(name) != (0, 0) and (scene.silent or unseen):
             held.setdefault(key, name)
     return held
 
