@@ -303,8 +303,8 @@ class Ledger:
         with self._explained(), self._engine.connect() as connection:
             connection = connection.execution_options(phoenix_write=True)
             identity = self._identity(connection)
-            if identity is None and create:
-                identity = self._create(connection)
+            if create and (identity is None or identity.version < t.VERSION):
+                identity = self._create(connection) if identity is None else self._upgrade(connection)
             yield connection, identity
             connection.commit()
 
@@ -372,6 +372,12 @@ class Ledger:
             t.TABLES.create_all(connection, checkfirst=False)
             new = {"version": t.VERSION, "id": str(uuid.uuid4()), "secret": secrets.token_hex(32), "created": timestamp()}
             connection.execute(sa.insert(t.LEDGER).values(new))
+        return self._identity(connection)
+
+    def _upgrade(self, connection: Any) -> Any:
+        """Add the tables that an earlier version did not have."""
+        t.TABLES.create_all(connection)
+        connection.execute(sa.update(t.LEDGER).values(version=t.VERSION))
         return self._identity(connection)
 
     # Rows
@@ -680,7 +686,7 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
     if identity is None:
         return History(ledger="", next_server=FIRST_SERVER)
     reserved = {row.key: row.instance for row in connection.execute(sa.select(t.RESERVATIONS.c.key, t.RESERVATIONS.c.instance))}
-    issued = {row.band: row.following for row in connection.execute(sa.select(t.BANDS))}
+    issued = {row.band: row.following for row in connection.execute(sa.select(t.BANDS))} if identity.version > 1 else {}
     row = connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet)).one_or_none()
     if row is None:
         return History(ledger=identity.id, next_server=FIRST_SERVER, reserved=reserved, issued=issued)

@@ -11,8 +11,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERSION = 1
-"""Of the tables; a ledger with a higher one is refused."""
+VERSION = 2
+"""Of the tables. A ledger with a higher one is refused; one with a lower one gets the tables that it lacks when a fleet is next taken.
+
+2 added the bands of numbers.
+"""
 
 sa: Any
 try:

@@ -140,6 +140,19 @@ def test_tables_of_a_later_collection(ledger: Ledger) -> None:
         ledger.history("web")
 
 
+def test_tables_of_an_earlier_collection(ledger: Ledger) -> None:
+    first = ledger.acquire("web", "me@here")
+    with contract.changing(ledger) as connection:
+        _tables.BANDS.drop(connection)
+        connection.execute(sa.update(_tables.LEDGER).values(version=1))
+    assert ledger.history("web").issued == {}, "it can be read as it is"
+    second = ledger.acquire("web", "me@here")
+    assert (second.ledger, second.fence) == (first.ledger, first.fence + 1)
+    with contract.changing(ledger) as connection:
+        assert connection.scalar(sa.select(_tables.LEDGER.c.version)) == _tables.VERSION
+        assert connection.execute(sa.select(_tables.BANDS)).all() == []
+
+
 def test_an_empty_file_is_a_ledger_to_be(ledger: Ledger) -> None:
     Path(ledger.state_dir).mkdir()
     Path(ledger.name).touch()
