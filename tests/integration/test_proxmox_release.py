@@ -18,10 +18,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.phoenix.fleet.tests.faults.command import Command
+from ansible_collections.phoenix.fleet.tests.faults.kills import STEPS
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Run, Site
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import CuttingProxy, Guests, Served, marker
 from ansible_collections.phoenix.fleet.tests.load import Load
@@ -166,6 +169,26 @@ def test_runs_that_are_killed_one_after_the_other_leave_nothing_that_the_last_on
             assert run.code == -signal.SIGKILL
         site.release(release_image="shop-2")
     assert load.result["failed"] == 0 and load.result["sent"] > 100, load.result
+    nothing_is_left(place)
+
+
+def test_runs_that_are_killed_before_each_of_their_tasks_leave_nothing_either(place: Place) -> None:
+    site, images = place.site, cycle(("shop-2", "shop-1"))
+    site.release()
+    with Load(site.haproxy.url("web") + "/", rate=20) as load:
+        for task in STEPS:
+            release = ["phoenix.fleet.release", "-i", str(site.inventory), "-e", f"release_image={next(images)}"]
+            command = Command(site.folder / "killed", release, hold=task)
+            assert command.reach(task), command.output
+            command.kill("everything")
+        site.release(release_image="shop-2")
+    assert load.result["failed"] == 0 and load.result["sent"] > 100, load.result
+    nothing_is_left(place)
+
+
+def nothing_is_left(place: Place) -> None:
+    """Two of the live release and two of its predecessor, whole, with their disks, and nothing else; and nothing more to do."""
+    site = place.site
     names = sorted(place.vms())
     live = max(int(name.split("-")[0][1:]) for name in names)
     assert place.serving() == {f"r{live}"}
