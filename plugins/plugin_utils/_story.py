@@ -123,7 +123,8 @@ def _failed(
     definition: Definition, plan: Plan, after: Sequence[Balancer], live: int, failure: str, undoing: str, folder: str,
 ) -> Tuple[Lines, str]:
     lines = failure.splitlines()
-    cause = lines[0].rstrip(" .:")
+    # A headline over a list tells nothing without the first of what it lists.
+    cause = " ".join(line.strip() for line in lines[:2 if lines[0].endswith(":") else 1]).rstrip(" .:")
     if plan.target and plan.target != live:
         message = [f"r{plan.target} of fleet {definition.name} did not go live: {cause}"]
     elif plan.waves:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Plan
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _story
 
 
@@ -21,3 +22,13 @@ from ansible_collections.phoenix.fleet.plugins.plugin_utils import _story
 ])
 def test_a_failure_is_told_with_whoever_failed(result: dict[str, Any], told: str) -> None:
     assert _story.reason({"task": "Check", "result": result}) == told
+
+
+@pytest.mark.parametrize(("failure", "told"), [
+    ("2 of 2 failed:\n  web-r7-1: no such file\n  web-r7-2: no such file\nCheck the image", "2 of 2 failed: web-r7-1: no such file"),
+    ("disk full. Free it.", "disk full. Free it"),
+])
+def test_the_one_message_of_a_run_that_failed_names_a_cause(failure: str, told: str) -> None:
+    definition, plan = Definition("web", "shop:1", 80), Plan("release", 3, 7, waves=((),))
+    _lines, message = _story.ending(definition, plan, (), (), 1.0, failure=failure, undoing="", folder="", check=False)
+    assert message == f"r7 of fleet web did not go live: {told}"
