@@ -55,7 +55,7 @@ def containers(ground: Ground, trial: Trial, names: Sequence[str] = tuple(COMMAN
             ground.fleet("web", fleet_check_timeout=6)
             run = ground.start("release", release_image=ground.image("v3")).wait()
             ground.fleet("web", fleet_check_timeout=20)
-            judge(run, "500 Internal Server Error", ground, before)
+            judge(run, "answered 500", ground, before)
         with trial.point(ground, "the successor of one that ignores the stop signal"):
             follow(ground, "release", ground.image(ground.other()))
 
