@@ -267,7 +267,7 @@ def test_what_is_under_way_ends_before_its_server_leaves(haproxy: HAProxyProcess
         told: list[str] = []
         balancer.apply(servers(2, ports[1:]), OPTIONS, drain_timeout=10, on_progress=told.append)
     assert load.result["failed"] == 0, load.result
-    assert told[0].startswith("connections ")
+    assert told[0].startswith("r1 connections ")
     assert "cut" not in told[0]
     assert list(haproxy.weights()) == ["web-r2-1"]
 
