@@ -20,7 +20,7 @@ lab-down: ## remove the lab
 	@demo/down
 
 test: lint .venv/.libvirt ## every test; installs and starts what they need
-	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/vm/build; $(PY) -m pytest -q -n 2 --dist loadfile
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/vm/build; tests/vm/build cloud; $(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.tests ## the judges: style, types, documentation, the built collection
 	@mkdir -p build; flock build/.lint $(PY) tests/lint.py
@@ -32,7 +32,7 @@ faults: .venv/.tests ## every fault on real parts, under load, and what it cost
 	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/setup/packages faketime; tests/faults/run
 
 vm-image: ## golden images of virtual machines, from Debian packages
-	@tests/vm/build
+	@tests/vm/build; tests/vm/build cloud
 
 test-pve: .venv/.tests ## the Proxmox provider on your own cluster: PVE_HOST=... (docs/proxmox.md)
 	@$(PY) -m pytest -q -s tests/pve

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import subprocess
 import urllib.request
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import libvirt
+import libvirt_qemu
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Instance
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
@@ -24,27 +27,34 @@ from ansible_collections.phoenix.fleet.tests.integration.libvirt_host import Lib
 from ansible_collections.phoenix.fleet.tests.load import Load
 
 IMAGES = {version: f"phoenix-sample-{version}.qcow2" for version in ("v1", "v2", "v3")}
+CLOUD = "phoenix-cloud.qcow2"  # as people run it: systemd, and Debian's cloud-init that reads the seed
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPhoenixFleetPhoenixFleetPhoenixFleetPhoenixF ops@example"
+FINISHED = "/run/cloud-init/result.json"  # written at the end of each boot
+BOOT = 240  # seconds until it serves where the processor is emulated, on a busy host
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[LibvirtHost]:
-    subprocess.run([str(ROOT / "tests/vm/build")], check=True, capture_output=True)
+    for kind in ("sample", "cloud"):
+        subprocess.run([str(ROOT / "tests/vm/build"), kind], check=True, capture_output=True)
     with LibvirtHost(3) as made:
-        for name in IMAGES.values():
+        for name in (*IMAGES.values(), CLOUD):
             made.put(name, ROOT / "build/vm" / name)
         yield made
 
 
 @pytest.fixture
-def site(make_site: Callable[..., Site], host: LibvirtHost) -> Site:
+def site(make_site: Callable[..., Site], host: LibvirtHost) -> Iterator[Site]:
     """A site with one fleet, `web`, of two machines with v1 that are emulated. Its definition differs from a container fleet's in
-    the provider, the image and the provider's options alone."""
+    the provider, the image and the provider's options alone. Its machines go with it."""
     site = make_site("web")
     site.fleet(
         "web", fleet_provider="libvirt", fleet_image=IMAGES["v1"], fleet_check_timeout=120, fleet_stop_timeout=30,
         fleet_libvirt={"pool": host.name, "network": host.name, "memory": "256m", "domain_type": "qemu"},
     )
-    return site
+    yield site
+    provider = connect({"pool": host.name, "network": host.name})
+    provider.destroy(provider.observe(site.name("web")), 0)
 
 
 def machines(host: LibvirtHost) -> dict[str, bool]:
@@ -54,7 +64,7 @@ def machines(host: LibvirtHost) -> dict[str, bool]:
 
 def left(host: LibvirtHost) -> set[str]:
     """The instances that volumes were made for, or addresses reserved."""
-    made = [name for name in host.volumes() if name not in IMAGES.values()]
+    made = [name for name in host.volumes() if name not in (*IMAGES.values(), CLOUD)]
     return {re.sub(r"^web-\d+-(r\d+-\d+).*", r"\1", name) for name in made + [name for name, _address in host.reservations()]}
 
 
@@ -128,9 +138,64 @@ def test_a_machine_with_uefi_tells_its_address_by_its_agent_and_leaves_politely(
         provider.destroy(provider.observe("far"), 0)
 
 
+def test_cloud_init_carries_out_the_seed_and_the_machine_serves_again_after_a_stop(host: LibvirtHost) -> None:
+    options = {
+        "pool": host.name, "network": host.name, "memory": "384m", "domain_type": "qemu", "ssh_keys": [KEY],
+        "user_data": {
+            "write_files": [{"path": "/etc/own", "content": "mine, größer\n"}],
+            "runcmd": ["echo $(hostname) >> /var/lib/ran"],
+        },
+    }
+    provider = connect(options)
+    image = provider.image(CLOUD)
+    pool = provider.pools("cloud", 8080, [])[0]
+    planned = Instance("cloud-r1-1", pool.host, "cloud", 1, 1, image.digest, f"{host.base}.9", 8080, "4be1c2d")
+    blueprint = Blueprint(image, "0123456789abcdef", "ours", "4be1c2d", options, 8080)
+    try:
+        made = provider.create([planned], blueprint)
+        assert made[0].address == f"{host.base}.9"
+        domain = host.connection.lookupByUUIDString(made[0].id)
+        wait_until(lambda: page(made[0]) == "hello from shop v1 (cloud-r1-1)\n", "the machine to serve by its name", deadline=BOOT)
+        wait_until(lambda: read(domain, FINISHED), "cloud-init to finish", deadline=BOOT)
+        assert json.loads(read(domain, FINISHED))["v1"]["errors"] == []
+        facts = read(domain, "/etc/phoenix-fleet.env").splitlines()
+        assert {"PHOENIX_FLEET=cloud", "PHOENIX_INSTANCE=cloud-r1-1", "PHOENIX_RELEASE=1", "PHOENIX_REVISION=4be1c2d"} <= set(facts), facts
+        assert read(domain, "/etc/own") == "mine, größer\n" and read(domain, "/var/lib/ran") == "cloud-r1-1\n", "the user's own part"
+        assert KEY in read(domain, "/home/debian/.ssh/authorized_keys").splitlines(), "of the user that Debian's cloud-init makes"
+
+        provider.stop(made, 120)
+        assert domain.state()[1] == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, "by itself, not by force"
+        provider.start(made, blueprint)
+        wait_until(lambda: page(made[0]) == "hello from shop v1 (cloud-r1-1)\n", "the machine to serve by its name", deadline=BOOT)
+        wait_until(lambda: read(domain, FINISHED), "cloud-init to finish", deadline=BOOT)
+        assert read(domain, "/var/lib/ran") == "cloud-r1-1\n", "what is for the first boot happened once"
+        provider.stop(made, 120)
+        assert domain.state()[1] == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, "by itself, not by force"
+        provider.destroy(made, 0)
+        assert machines(host) == {} and left(host) == set()
+    finally:
+        provider.destroy(provider.observe("cloud"), 0)
+
+
 def page(instance: Instance) -> str:
     try:
         with urllib.request.urlopen(f"http://{instance.address}:{instance.port}/", timeout=2) as answer:
             return str(answer.read().decode())
     except OSError:
         return ""
+
+
+def read(domain: libvirt.virDomain, path: str) -> str:
+    """A file inside, through the guest's agent; empty where there is none, or no agent yet."""
+    def ask(command: str, **arguments: object) -> object:
+        answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 30, 0)
+        return json.loads(answer)["return"]
+
+    try:
+        handle = ask("guest-file-open", path=path, mode="r")
+        content = ask("guest-file-read", handle=handle, count=65536)
+        ask("guest-file-close", handle=handle)
+    except libvirt.libvirtError:
+        return ""
+    assert isinstance(content, dict)
+    return base64.b64decode(content["buf-b64"]).decode()
