@@ -85,6 +85,19 @@ class LibvirtHost:
         self.pool.refresh()
         return str(path)
 
+    def forget(self, prefix: str) -> None:
+        """Remove all volumes and reservations whose names begin like that."""
+        for name in self.volumes():
+            if name.startswith(prefix):
+                self.pool.storageVolLookupByName(name).delete()
+        flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE | libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+        for name, address in sorted(set(self.reservations())):
+            if name.startswith(prefix):
+                self.network.update(
+                    libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1,
+                    f"<host name='{name}' ip='{address}'/>", flags,
+                )
+
     def volumes(self) -> list[str]:
         self.pool.refresh()
         return sorted(self.pool.listVolumes())

@@ -109,6 +109,8 @@ def make(host: LibvirtHost) -> Iterator[MakeCase]:
             provider.destroy(provider.observe(fleet), 0)
     for domain in host.domains():
         domain.destroy()
+    for one in made:
+        host.forget(one.fleet)  # what a machine that vanished has left
 
 
 class TestReserved(ProviderContract):
