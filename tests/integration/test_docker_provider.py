@@ -300,6 +300,18 @@ def test_a_subnet_that_is_somebody_elses_is_refused_before_anything_is_made(
         assert case.provider.pools(case.fleet, 8080, ["local"])[0].kind == "network", "a part of what is behind a router may be taken"
 
 
+def test_a_network_that_another_run_makes_meanwhile_is_no_stranger(make: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, other = make(), make()
+
+    def routes() -> list[tuple[str, ipaddress.IPv4Network, bool]]:
+        monkeypatch.setattr(docker_provider, "routes", lambda: [])
+        other.created(1)
+        return [("br-of-it", ipaddress.IPv4Network("172.29.201.0/24"), False)]
+
+    monkeypatch.setattr(docker_provider, "routes", routes)
+    assert case.provider.pools(case.fleet, 8080, ["local"])[0].kind == "network"
+
+
 def test_a_network_that_instances_with_published_ports_join_is_made_where_it_is_missing(make: MakeCase) -> None:
     case = make(address="published", network="phoenix-joined")
     item = case.created(1)[0]

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -134,18 +136,23 @@ def test_broken_image_is_refused_and_the_world_is_as_before(site: Site, images: 
     assert site.release(release_image=f"{images}:v2").result["live"] == 3, "numbers are never used twice"
 
 
-def test_two_fleets_do_not_wait_for_one_another(make_site: MakeSite, images: str) -> None:
-    site = make_site("good", "bad")
+def test_fleets_of_one_run_neither_wait_for_one_another_nor_fail_together(make_site: MakeSite, images: str, tmp_path: Path) -> None:
+    site = make_site("good", "bad", "slow")
+    ready = tmp_path / "ready"
     site.fleet("good", fleet_image=f"{images}:v1")
-    site.fleet("bad", fleet_image=f"{images}:v3", fleet_check_timeout=12)
-    run = site.play("release")
-    assert run.code != 0, run.output
-    assert site.running("good") == ["r1-1", "r1-2"], run.output
-    assert site.versions("good") == {"v1"}
-    lines = run.output.splitlines()
-    live = next(index for index, line in enumerate(lines) if "good" in line and "is live" in line)
-    gone = next(index for index, line in enumerate(lines) if "bad" in line and "did not go live" in line)
-    assert live < gone, "the good fleet was live before the bad one had failed"
+    site.fleet("bad", fleet_image=f"{images}:v3", fleet_check_timeout=3)
+    site.fleet("slow", fleet_image=f"{images}:v1", fleet_checks=[{"command": ["/usr/bin/test", "-e", str(ready)]}], fleet_check_timeout=120)
+    with ThreadPoolExecutor() as background:
+        running = background.submit(site.play, "release")
+        try:
+            until("the good fleet to serve", lambda: running.done() or any(site.haproxy.weights("good").values()))
+            assert not running.done() and not any(site.haproxy.weights("slow").values())
+        finally:
+            ready.touch()
+        run = running.result()
+    assert run.code != 0 and "did not go live" in run.output, run.output
+    assert site.versions("good") == site.versions("slow") == {"v1"}, run.output
+    assert not any(site.haproxy.weights("bad").values())
 
 
 MISTAKES: list[tuple[str, Values, Words]] = [

@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Optional
 
+from .._errors import RefusedError
 from .._model import Instance
 from .base import Blueprint
 
@@ -38,3 +39,16 @@ def facts_of(instance: Instance, blueprint: Blueprint) -> Dict[str, str]:
 def said_by(instance: Instance) -> str:
     """The part of a marker that says whose the instance is, in words."""
     return f"fleet {instance.fleet}, release {instance.release}, ledger {instance.marker.get(LEDGER) or '(none)'}"
+
+
+def refuse_other(item: Instance, now: Optional[Instance], where: str = "") -> None:
+    """Identity before force: raises RefusedError where `item` was never observed, or what is seen under its id `now` bears another marker.
+
+    where is the instance that is seen, in words. None is seen where it vanished.
+    """
+    if not item.id:
+        raise RefusedError(item.name, "it was planned but never observed, so its id is not known", "Observe the fleet first")
+    if now and said_by(now) != said_by(item):
+        raise RefusedError(
+            where, f"its marker says {said_by(now)}, not {said_by(item)}", "It belongs to somebody else and was not touched",
+        )

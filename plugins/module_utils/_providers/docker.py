@@ -19,7 +19,7 @@ import json
 import tarfile
 import time
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .._concurrency import LIMIT, each
 from .._errors import InvalidError, RefusedError
@@ -44,7 +44,7 @@ from ._docker_container import (
 from ._docker_engine import Engine, Refusal, required_sdk, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
 from ._hosts import resolved, routes, same_place
-from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of, said_by
+from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of, refuse_other
 from .base import Blueprint
 
 __all__ = ["OPTIONS", "DockerProvider", "connect", "mistakes", "settle", "shape"]
@@ -361,14 +361,8 @@ class DockerProvider:
         for engine, items in self._by_engine(instances):
             seen = {item.id: item for fleet in sorted({item.fleet for item in items}) for item in engine.instances(fleet)}
             for item in items:
-                if not item.id:
-                    raise RefusedError(item.name, "it was planned but never observed, so its id is not known", "Observe the fleet first")
                 now = seen.get(item.id)
-                if now and said_by(now) != said_by(item):
-                    raise RefusedError(
-                        f"container {now.name} on engine {engine.name}", f"its marker says {said_by(now)}, not {said_by(item)}",
-                        "It belongs to somebody else and was not touched",
-                    )
+                refuse_other(item, now, f"container {(now or item).name} on engine {engine.name}")
                 if now:
                     found.append((engine, now))
         return found
@@ -390,9 +384,8 @@ class DockerProvider:
         Raises RefusedError where it cannot hold static addresses, or where its subnet is somebody else's.
         """
         name = engine.network or NETWORK
-        found = engine.maybe(f"looking at network {name}", "inspect_network", name)
+        found = self._network_named(engine, name)
         if not found:
-            self._unclaimed(engine, name)
             return None
         configs = [item for item in (found.get("IPAM") or {}).get("Config") or [] if ":" not in item.get("Subnet", "")]
         subnet, ip_range = (configs[0].get("Subnet", ""), configs[0].get("IPRange", "")) if configs else ("", "")
@@ -403,42 +396,58 @@ class DockerProvider:
                 "Set fleet_docker.network to another name, or fleet_docker.subnet and ip_range to what it has" if ip_range else
                 "Without an ip_range other containers get the fleets' addresses: set fleet_docker.network to another name",
             )
-        return dict(found)
+        return found
 
     def _lacks_network(self, engine: Engine, instances: Sequence[Instance]) -> bool:
         """Whether the network is yet to be made that these instances are on, or join where ports are published. Raises as `_network`."""
         if any(self._on_network(engine, item) for item in instances):
             return self._network(engine) is None
         # What is only joined may have any subnet.
-        if not engine.network or engine.maybe(f"looking at network {engine.network}", "inspect_network", engine.network):
-            return False
-        self._unclaimed(engine, engine.network)
-        return True
+        return bool(engine.network) and self._network_named(engine, engine.network) is None
+
+    @classmethod
+    def _network_named(cls, engine: Engine, name: str) -> Optional[Dict[str, Any]]:
+        """None where there is none yet, but its subnet is free. Raises RefusedError where that overlaps another one."""
+        found = engine.maybe(f"looking at network {name}", "inspect_network", name)
+        for subnet, owner in [] if found else cls._claims(engine, name):
+            if engine.subnet.overlaps(subnet):
+                # An interface with the very subnet may be of this network, which another run is making.
+                found = cls._network_soon(engine, name) if subnet == engine.subnet else None
+                if found:
+                    break
+                raise RefusedError(
+                    f"network {name} on engine {engine.name}", f"its subnet {engine.subnet} overlaps {subnet} of {owner}",
+                    "Set fleet_docker.subnet (and ip_range, where it is set) to a network that is free there, such as a /24 of 10.0.0.0/8",
+                )
+        return dict(found) if found else None
 
     @staticmethod
-    def _unclaimed(engine: Engine, name: str) -> None:
-        """Raises RefusedError where the subnet of a network that is yet to be made overlaps another one.
+    def _network_soon(engine: Engine, name: str) -> Optional[Dict[str, Any]]:
+        """Of a network that somebody else is making just now the engine takes the subnet before it can name it (measured on 20.10)."""
+        deadline = time.monotonic() + NETWORK_PATIENCE
+        while True:
+            found = engine.maybe(f"looking at network {name}", "inspect_network", name)
+            if found or time.monotonic() > deadline:
+                return dict(found) if found else None
+            time.sleep(0.05)
+
+    @staticmethod
+    def _claims(engine: Engine, name: str) -> Iterable[Tuple[ipaddress.IPv4Network, str]]:
+        """Other networks than `name` that its traffic could be taken from, and whose they are.
 
         The engine refuses its own networks only when it makes one, and those of its host never: it takes their traffic (measured on 20.10).
         A part of what is reached through a gateway may be taken, as from 10.0.0.0/8 behind a router. Of another host no routes are known.
         """
-        claims = [
-            (ipaddress.IPv4Network(item["Subnet"]), f"network {other['Name']}")
-            for other in engine.call("listing networks", "networks") if other["Name"] != name
-            for item in (other.get("IPAM") or {}).get("Config") or [] if ":" not in item.get("Subnet", ":")
-        ]
+        for other in engine.call("listing networks", "networks"):
+            for item in (other.get("IPAM") or {}).get("Config") or [] if other["Name"] != name else ():
+                if ":" not in item.get("Subnet", ":"):
+                    yield ipaddress.IPv4Network(item["Subnet"]), f"network {other['Name']}"
         for interface, network, far in routes() if engine.home == "local" else ():
             if not far or network.subnet_of(engine.subnet):
-                claims.append((network, f"interface {interface} of its host"))
-        for network, owner in claims:
-            if engine.subnet.overlaps(network):
-                raise RefusedError(
-                    f"network {name} on engine {engine.name}", f"its subnet {engine.subnet} overlaps {network} of {owner}",
-                    "Set fleet_docker.subnet (and ip_range, where it is set) to a network that is free there, such as a /24 of 10.0.0.0/8",
-                )
+                yield network, f"interface {interface} of its host"
 
-    @staticmethod
-    def _create_network(engine: Engine) -> None:
+    @classmethod
+    def _create_network(cls, engine: Engine) -> None:
         name = engine.network or NETWORK
         pool = {"Subnet": str(engine.subnet), "IPRange": str(engine.ip_range), "Gateway": str(next(engine.subnet.hosts()))}
         ipam = {"Driver": "default", "Config": [pool]}
@@ -446,12 +455,9 @@ class DockerProvider:
             labels = {LABEL + "network": name}
             engine.call(f"creating network {name}", "create_network", name, driver="bridge", ipam=ipam, check_duplicate=True, labels=labels)
         except Refusal as error:
-            # Somebody else was quicker, or is about to be: an engine takes the subnet before it can name the network.
-            deadline = time.monotonic() + NETWORK_PATIENCE
-            while error.status != 409 and not engine.maybe(f"looking at network {name}", "inspect_network", name):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+            # Somebody else was quicker, or is about to be.
+            if error.status != 409 and not cls._network_soon(engine, name):
+                raise
 
     def _write_secrets(
         self, engine: Engine, fleet: str, release: int, blueprint: Blueprint, options: Mapping[str, Any], image: Mapping[str, Any],

@@ -48,7 +48,7 @@ from ._libvirt_domain import (
 )
 from ._libvirt_host import Host, required_sdk
 from ._libvirt_options import IMAGE, OPTIONS, mistakes, ranges_of, settle, shape
-from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, marker_of, said_by
+from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, marker_of, refuse_other
 from ._options import AGENT
 from .base import Blueprint
 
@@ -505,14 +505,8 @@ class LibvirtProvider:
         found = []
         for item in instances:
             self._at_home(item)
-            if not item.id:
-                raise RefusedError(item.name, "it was planned but never observed, so its id is not known", "Observe the fleet first")
             now = seen.get(item.id)
-            if now and said_by(now) != said_by(item):
-                raise RefusedError(
-                    f"domain {now.name} on host {self.host.name}", f"its marker says {said_by(now)}, not {said_by(item)}",
-                    "It belongs to somebody else and was not touched",
-                )
+            refuse_other(item, now, f"domain {(now or item).name} on host {self.host.name}")
             if now:
                 found.append(now)
         return found

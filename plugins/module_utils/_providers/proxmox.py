@@ -26,7 +26,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
 from .._model import Image, Instance, LastWords, Pool
-from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, said_by
+from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, refuse_other
 from ._options import gaps
 from ._proxmox_api import Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
 from ._proxmox_cluster import Cluster, Found
@@ -567,18 +567,13 @@ class ProxmoxProvider:
         here = {found.id: found for found in self.cluster.survey() if found.marker}
         present = []
         for item in instances:
-            if not item.id:
-                raise RefusedError(item.name, "it was planned but never observed, so its id is not known", "Observe the fleet first")
             found = here.get(item.id)
             if found is None:
+                refuse_other(item, None)
                 self._refuse_offline(item)
                 continue
             now = instance_in(found.guest, found.config, found.marker or {})
-            if said_by(now) != said_by(item):
-                raise RefusedError(
-                    f"{now.name}: {found.guest.words}", f"its marker says {said_by(now)}, not {said_by(item)}",
-                    "It belongs to somebody else and was not touched",
-                )
+            refuse_other(item, now, f"{now.name}: {found.guest.words}")
             if found.guest.ha:
                 raise RefusedError(
                     f"{now.name}: {found.guest.words}", f"it is managed by HA ({found.guest.ha}), which would undo what is done to it",
