@@ -19,59 +19,23 @@ description:
 author:
   - The phoenix.fleet founders (@phoenix-fleet)
 extends_documentation_fragment:
+  - phoenix.fleet.release_set
   - phoenix.fleet.libvirt
   - phoenix.fleet.libvirt.image
   - phoenix.fleet.libvirt.instance
 options:
-  fleet:
-    description: The fleet's name, up to 40 lower-case letters, digits and dashes.
-    type: str
-    required: true
-  release:
-    description: The release's number. Others of the fleet are left alone.
-    type: int
-    required: true
-  state:
-    description:
-      - V(present) makes what is missing, starts what is stopped, and removes what is beyond O(size).
-      - V(stopped) stops the release's instances, V(absent) removes them with disks, seeds and reservations.
-    type: str
-    default: present
-    choices: [present, stopped, absent]
   image:
     description: The golden volume, as C(VOLUME) in O(pool) or as C(POOL/VOLUME). Required for O(state=present).
     type: str
-  size:
-    description: How many instances.
-    type: int
-    default: 1
-  port:
-    description: The port that the service listens on inside an instance. Required for O(state=present).
-    type: int
   balancers:
     description: The addresses of the hosts that must reach the instances. Where one is another host, O(network) has to be routed.
     type: list
     elements: str
     default: [local]
-  revision:
-    description: A revision to record in the marker.
-    type: str
-    default: ""
-  ledger:
-    description: The id of the ledger that the marker names. Instances of another one are refused.
-    type: str
-    default: ""
   stop_timeout:
     description: Seconds for a polite shutdown, by the guest agent or ACPI, before it is forced.
     type: int
     default: 10
-attributes:
-  check_mode:
-    support: full
-    description: Nothing is made, started, stopped or removed, and the result says what would be.
-  diff_mode:
-    support: full
-    description: The release's instances before and after.
 notes:
   - The seed is a disk in the NoCloud form of cloud-init. The facts C(PHOENIX_FLEET), C(PHOENIX_RELEASE), C(PHOENIX_INSTANCE) and
     C(PHOENIX_REVISION) are in C(/etc/phoenix-fleet.env), and in C(phoenix-fleet.env) on the seed for images without cloud-init.
