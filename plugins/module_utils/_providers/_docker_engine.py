@@ -42,7 +42,7 @@ try:
 
         def _retrieve_server_version(self) -> str:
             """By the header of /_ping: for /version, as the SDK asks, the engine starts two programs (measured: 7 ms)."""
-            answer = self._get(self._url("/_ping", versioned_api=False))
+            answer = self.get(f"{self.base_url}/_ping", timeout=self.timeout)
             return str(answer.headers.get("Api-Version") or super()._retrieve_server_version())  # type: ignore[misc]
 
         def mount(self, prefix: Any, adapter: Any) -> None:

@@ -403,7 +403,7 @@ class DockerProvider:
         if any(self._on_network(engine, item) for item in instances):
             return self._network(engine) is None
         # What is only joined may have any subnet.
-        return bool(engine.network) and self._network_named(engine, engine.network) is None
+        return engine.network is not None and self._network_named(engine, engine.network) is None
 
     @classmethod
     def _network_named(cls, engine: Engine, name: str) -> Optional[Dict[str, Any]]:
