@@ -43,8 +43,9 @@ clean: ## remove what was built, the environment too
 .venv/.collection: requirements.txt meta/ee-requirements.txt tests/setup/venv
 	@tests/setup/venv collection -r requirements.txt
 
-.venv/.tests: .venv/.collection tests/requirements.txt
+.venv/.tests: .venv/.collection tests/requirements.txt tests/requirements-schema.txt
 	@tests/setup/venv tests -r tests/requirements.txt -r requirements.txt
+	@tests/setup/venv schema --no-deps -r tests/requirements-schema.txt
 
 # Compiled against the machine's libvirt, so that only those pay for it who want virtual machines.
 .venv/.libvirt: .venv/.tests requirements-libvirt.txt

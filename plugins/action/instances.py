@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping
+from functools import partial
+from typing import Any, Callable, Dict, Mapping
 
 from ..module_utils import _instances
 from ..module_utils._errors import InvalidError
@@ -34,7 +35,8 @@ class ActionModule(FleetAction):
             if leased and params["record"]:
                 lease = from_dict(Lease, params["lease"])
                 Ledger(lease.url, lease.state_dir).record(lease, params["record"])
-            result = self.on_host(_instances.carry_out, params, task_vars)
+            journal = _Journal(from_dict(Lease, params["lease"]), self.say) if leased else None
+            result = self.on_host(partial(_instances.carry_out, journal=journal), params, task_vars)
             if leased:
                 self._keep(from_dict(Lease, params["lease"]), params, result)
         if not self._task.diff:
@@ -54,3 +56,21 @@ class ActionModule(FleetAction):
             ledger.reserve(lease, {key: item.name for item in made for key in reservations(item, pools)})
             steps = addressed([from_dict(Step, step) for step in wave.values()], made, ledger.history(lease.fleet).reserved)
             result["wave"] = {kind: {**step, **to_dict(now)} for (kind, step), now in zip(wave.items(), steps, strict=True)}
+
+
+class _Journal:
+    """What a cluster was told to do, in the fleet's ledger."""
+
+    def __init__(self, lease: Lease, say: Callable[[str], None]) -> None:
+        self._ledger = Ledger(lease.url, lease.state_dir)
+        self._lease = lease
+        self._say = say
+
+    def began(self, task: str, doing: str) -> None:
+        self._ledger.began(self._lease, task, doing)
+
+    def under_way(self) -> Mapping[str, str]:
+        return self._ledger.under_way(self._lease.fleet)
+
+    def say(self, text: str) -> None:
+        self._say(f"{self._lease.fleet}  {text}")

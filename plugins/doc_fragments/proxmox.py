@@ -111,6 +111,11 @@ options:
     description: The public keys of that user. Only for O(kind=qemu).
     type: list
     elements: str
+  facts:
+    description:
+      - Whether a virtual machine is told C(PHOENIX_FLEET), C(PHOENIX_RELEASE), C(PHOENIX_INSTANCE) and C(PHOENIX_REVISION).
+      - V(true) by default. They are the family of its SMBIOS, which it reads from C(/sys/class/dmi/id/product_family).
+    type: bool
   tags:
     description: Tags for instances, beside those of the collection.
     type: list

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ._errors import InvalidError, RefusedError
 from ._model import Image, Instance, LastWords, from_dict, to_dict
-from ._providers.base import Blueprint, Provider
+from ._providers.base import Blueprint, Journal, Provider
 
 PROVIDERS = ("docker", "proxmox", "libvirt")
 VERBS = ("observe", "provision", "decommission", "last_words")
@@ -40,7 +40,7 @@ ARGUMENTS: Dict[str, Any] = {
 }
 
 
-def connect(provider: str, options: Mapping[str, Any]) -> Provider:
+def connect(provider: str, options: Mapping[str, Any], journal: Optional[Journal] = None) -> Provider:
     """The provider of that name. Raises InvalidError where this version has none, or the options have mistakes."""
     # Named here and not looked up, so that Ansible finds the files when it packs the module for a host.
     if provider == "docker":
@@ -50,7 +50,7 @@ def connect(provider: str, options: Mapping[str, Any]) -> Provider:
     if provider == "proxmox":
         from ._providers import proxmox
 
-        return proxmox.connect(options)
+        return proxmox.connect(options, journal)
     if provider == "libvirt":
         from ._providers import libvirt
 
@@ -58,9 +58,11 @@ def connect(provider: str, options: Mapping[str, Any]) -> Provider:
     raise InvalidError([f"fleet_provider: {provider} is not available in this version"])
 
 
-def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], None]) -> Dict[str, Any]:
+def carry_out(
+    params: Mapping[str, Any], check_mode: bool, say: Callable[[str], None], journal: Optional[Journal] = None,
+) -> Dict[str, Any]:
     """One verb on a set of instances. params as in ARGUMENTS; raises FleetError and what the provider raises."""
-    provider = connect(params["provider"], params["options"])
+    provider = connect(params["provider"], params["options"], journal)
     if params["verb"] == "observe":
         return _observe(provider, params)
     instances, standby = ([from_dict(Instance, item) for item in params[key]] for key in ("instances", "standby"))

@@ -261,6 +261,23 @@ class Ledger:
         except _FullError:
             pass
 
+    def began(self, lease: Lease, task: str, doing: str) -> None:
+        """Keep a task that a cluster was given, until the undertaking has ended. On a full disk it is not kept."""
+        try:
+            with self._writing() as (connection, identity):
+                self._verified(connection, identity, lease)
+                connection.execute(sa.insert(t.TASKS).values(task=task, fleet=lease.fleet, doing=doing))
+        except _FullError:
+            pass
+
+    def under_way(self, fleet: str) -> dict[str, str]:
+        """The tasks that were kept, and what they do."""
+        with self._reading() as (connection, identity):
+            if identity is None or identity.version < 3:
+                return {}
+            kept = connection.execute(sa.select(t.TASKS.c.task, t.TASKS.c.doing).where(t.TASKS.c.fleet == fleet))
+            return {row.task: row.doing for row in kept}
+
     def verify(self, fleet: str) -> list[str]:
         """Findings about the fleet's records: every one that was changed, removed or slipped in. Empty where the chain is whole."""
         with self._reading() as (connection, identity):
@@ -576,6 +593,7 @@ class _Book:
     def _close(self, entry: Any, reason: str) -> None:
         self._mark(entry.target, "open", status="failed", finished=self._now, reason=reason)
         self._change_entry(entry, finished=self._now, reason=reason)
+        self._connection.execute(sa.delete(t.TASKS).where(t.TASKS.c.fleet == self._fleet))
         self._set(entry=0)
 
     def _new_entry(self, plan: Plan, by: str, size: int) -> int:

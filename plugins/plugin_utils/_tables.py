@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 """Of the tables. A ledger with a higher one is refused; one with a lower one gets the tables that it lacks when a fleet is next taken.
 
-2 added the bands of numbers.
+2 added the bands of numbers, 3 the tasks.
 """
 
 sa: Any
@@ -137,4 +137,13 @@ else:
         sa.Column("fleet", sa.String(63), primary_key=True),
         sa.Column("instance", sa.String(128), primary_key=True),
         sa.Column("id", sa.Integer, nullable=False),
+    )
+
+    # The tasks that a provider's cluster was given since the fleet's last undertaking ended, by the cluster's own names for them.
+    TASKS = sa.Table(
+        "phoenix_tasks",
+        TABLES,
+        sa.Column("task", sa.String(256), primary_key=True),
+        sa.Column("fleet", sa.String(63), nullable=False, index=True),
+        sa.Column("doing", sa.Text, nullable=False),
     )

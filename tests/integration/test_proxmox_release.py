@@ -10,6 +10,7 @@ at no other: what is released, where the requests go and what is left is real, t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from typing import Any
 import pytest
 from ansible_collections.phoenix.fleet.tests.faults.command import Command
 from ansible_collections.phoenix.fleet.tests.faults.kills import STEPS
-from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Run, Site
+from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Site
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import CuttingProxy, Guests, Served, marker
 from ansible_collections.phoenix.fleet.tests.load import Load
 
@@ -57,37 +58,25 @@ class Place:
     def serving(self) -> set[str]:
         return {re.sub(r".*-(r\d+)-\d+\s*", r"\1", self.site.ask("web")) for _ask in range(6)}
 
-    def killed(self, method: str, path: str, after: bool, **extra: Any) -> Run:
-        """A release that is killed, with all of its workers, just before the cluster gets that call, or when it has just acted."""
-        log = self.site.folder / "killed.log"
-        with open(log, "w") as output:
-            program = str(Path(sys.executable).parent / "ansible-playbook")
-            process = subprocess.Popen(
-                [program, "phoenix.fleet.release", "-i", str(self.site.inventory), "-e", json.dumps(extra)], cwd=self.site.folder,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )
-
-        def kill() -> None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
+    def killed(self, method: str, path: str | Callable[[str], bool], after: bool, **extra: Any) -> None:
+        """A release that is killed, with all that it has started, just before the cluster gets that call, or when it has just acted."""
+        command = Command(self.site.folder / "killed", ["phoenix.fleet.release", "-i", str(self.site.inventory), "-e", json.dumps(extra)])
         fired = threading.Event()
 
         def hook(asked: str, where: str) -> None:
-            if asked == method and re.search(path, where) and not fired.is_set():
+            if asked == method and (path(where) if callable(path) else re.search(path, where)) and not fired.is_set():
                 fired.set()
-                kill()
+                command.kill("everything")
 
         if after:
             self.proxy.acted = hook
         else:
             self.proxy.hook = hook
         try:
-            process.wait(120)
+            run = command.wait()
         finally:
             self.proxy.hook = self.proxy.acted = lambda method, path: None
-        assert fired.is_set(), log.read_text()
-        return Run(process.returncode, log.read_text())
+        assert fired.is_set() and run.code == -signal.SIGKILL, run.output
 
 
 ELSEWHERE = """
@@ -165,8 +154,7 @@ def test_runs_that_are_killed_one_after_the_other_leave_nothing_that_the_last_on
     site.release()
     with Load(site.haproxy.url("web") + "/", rate=20) as load:
         for method, path, after in KILLS:
-            run = place.killed(method, path, after, release_image="shop-2")
-            assert run.code == -signal.SIGKILL
+            place.killed(method, path, after, release_image="shop-2")
         site.release(release_image="shop-2")
     assert load.result["failed"] == 0 and load.result["sent"] > 100, load.result
     nothing_is_left(place)
@@ -184,6 +172,33 @@ def test_runs_that_are_killed_before_each_of_their_tasks_leave_nothing_either(pl
         site.release(release_image="shop-2")
     assert load.result["failed"] == 0 and load.result["sent"] > 100, load.result
     nothing_is_left(place)
+
+
+def test_a_clone_that_goes_on_after_its_run_was_killed_is_known_by_its_task(place: Place) -> None:
+    pve, done = place.served.pve, asyncio.Event()
+    pve.add_template(9100, "slow", "pve1", "ceph", digest="sha256:" + "9" * 64)
+    pve.time_scale = 1
+    pve.ceph_slow(1.0)
+
+    async def pause(seconds: float) -> None:
+        if seconds:
+            await done.wait()
+
+    pve.pause = pause  # type: ignore[method-assign]
+
+    def at_second() -> Callable[[str], bool]:
+        polls = iter(range(1000))
+        return lambda path: path.endswith("/pve1/tasks") and next(polls) == 1
+
+    second = at_second()
+    place.killed("GET", second, after=False, release_image="slow")
+    assert any(vm.lock == "clone" for vm in pve.vms)
+    second = at_second()
+    place.proxy.hook = lambda method, path: second(path) and place.served.loop.call_soon_threadsafe(done.set)
+    run = place.site.release(release_image="slow")
+    told = r"waits for what a former run began: \S+-r1-[12]: cloning template 9100 .* task UPID:pve1:\S+:qmclone:9100:"
+    assert re.search(told, run.output), run.output
+    assert set(place.vms().values()) == {"running"} and len(place.vms()) == 2, "nothing of the killed run is left"
 
 
 def nothing_is_left(place: Place) -> None:

@@ -144,13 +144,14 @@ def test_tables_of_an_earlier_collection(ledger: Ledger) -> None:
     first = ledger.acquire("web", "me@here")
     with contract.changing(ledger) as connection:
         _tables.BANDS.drop(connection)
+        _tables.TASKS.drop(connection)
         connection.execute(sa.update(_tables.LEDGER).values(version=1))
-    assert ledger.history("web").issued == {}, "it can be read as it is"
+    assert (ledger.history("web").issued, ledger.under_way("web")) == ({}, {}), "it can be read as it is"
     second = ledger.acquire("web", "me@here")
     assert (second.ledger, second.fence) == (first.ledger, first.fence + 1)
     with contract.changing(ledger) as connection:
         assert connection.scalar(sa.select(_tables.LEDGER.c.version)) == _tables.VERSION
-        assert connection.execute(sa.select(_tables.BANDS)).all() == []
+        assert connection.execute(sa.select(_tables.BANDS)).all() == connection.execute(sa.select(_tables.TASKS)).all() == []
 
 
 def test_an_empty_file_is_a_ledger_to_be(ledger: Ledger) -> None:
@@ -193,6 +194,9 @@ def test_a_full_disk_prevents_the_new_and_not_the_undoing(small_disk: Path) -> N
         while True:
             os.write(filler, b"x" * 1024)
     os.close(filler)
+    for number in range(1000):
+        ledger.began(lease, f"UPID:{number}", "x" * 100)
+    assert len(ledger.under_way("web")) < 1000, "what finds no room is not kept, and stops nothing"
     before = ledger.history("web")
     with pytest.raises(UnreachableError, match=rf"the disk is full\. Free some space in {small_disk}/state and run again"):
         while True:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 import json
@@ -230,7 +231,9 @@ def clone_params(instance: Instance, template: Template, options: Mapping[str, A
     return params
 
 
-def config_params(instance: Instance, config: Mapping[str, Any], options: Mapping[str, Any], description: str) -> Dict[str, Any]:
+def config_params(
+    instance: Instance, config: Mapping[str, Any], options: Mapping[str, Any], description: str, facts: Mapping[str, str],
+) -> Dict[str, Any]:
     """All that makes the clone this instance, in one call. What it has inherited is set anew, so that no template decides about it."""
     kind = options["kind"]
     params: Dict[str, Any] = {
@@ -262,9 +265,27 @@ def config_params(instance: Instance, config: Mapping[str, Any], options: Mappin
             params["ciuser"] = options["ci_user"]
         if options.get("ssh_keys"):
             params["sshkeys"] = quote("\n".join(options["ssh_keys"]), safe="")
+    if options["facts"]:
+        params["smbios1"] = _with_facts(config.get("smbios1"), facts)
     if "cicustom" in config:
         params["delete"] = "cicustom"
     return params
+
+
+def _with_facts(smbios: Any, facts: Mapping[str, str]) -> str:
+    """The guest's SMBIOS with `NAME=value NAME=value` as its family, which it shows to anybody in /sys/class/dmi/id/product_family.
+
+    PVE takes 512 characters for all fields: a value's first 80, with what separates values in their percent form.
+    """
+    fields = options_in(smbios)
+    if fields.pop("base64", "0") != "1":
+        fields = {key: value if key == "uuid" else _base64(value) for key, value in fields.items()}
+    fields["family"] = _base64(" ".join(f"{name}={quote(value, safe='/:+@,')[:80]}" for name, value in facts.items()))
+    return ",".join([*(f"{key}={value}" for key, value in fields.items()), "base64=1"])
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _network(kind: str, index: int, network: Mapping[str, Any]) -> str:

@@ -40,11 +40,13 @@ OPTIONS: Dict[str, Any] = {
     "nameserver": {"type": "list", "elements": "str"},
     "ci_user": {"type": "str"},
     "ssh_keys": {"type": "list", "elements": "str", "no_log": False},
+    "facts": {"type": "bool"},
     "tags": {"type": "list", "elements": "str"},
 }
 IMAGE: Dict[str, Any] = {"noun": "a template", "remedy": "write the name of a template, or its VMID"}
 DEFAULTS: Dict[str, Any] = {
     "api_port": 8006, "validate_certs": True, "kind": "qemu", "clone": "linked", "vmid_range": VMIDS, "addresses": AGENT, "prefix": 24,
+    "facts": True,
 }
 # What decides where and by whom an instance is made, not what it is.
 _NO_SHAPE = (
@@ -188,5 +190,6 @@ _READERS: Dict[str, Callable[[Any], Any]] = {
     "nameserver": _listed(_address),
     "ci_user": text(r"[A-Za-z_][A-Za-z0-9_.-]*", "a user", "admin"),
     "ssh_keys": ssh_keys,
+    "facts": boolean,
     "tags": _listed(text(r"[a-z0-9_][a-z0-9_.+-]*", "a tag", "production")),
 }

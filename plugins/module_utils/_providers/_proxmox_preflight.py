@@ -143,6 +143,8 @@ def privileges(templates: Sequence[Template], options: Mapping[str, Any]) -> Dic
         own += [f"VM.Config.{name}"] if options.get(key) else []
     if kind == "qemu" and any(has_cloudinit(item.config) for item in templates):
         own.append("VM.Config.Cloudinit|VM.Config.Network")
+    if kind == "qemu" and options["facts"]:
+        own.append("VM.Config.HWType")
     if kind == "lxc" and (options["addresses"] != AGENT or options.get("nameserver")):
         own.append("VM.Config.Network")
     if kind == "qemu" and options["addresses"] == AGENT:

@@ -29,6 +29,19 @@ class Blueprint:
     port: int = 0
 
 
+class Journal(Protocol):
+    """Where a provider whose cluster works on by itself keeps the tasks that it began, so that they outlive the controller."""
+
+    def began(self, task: str, doing: str) -> None:
+        """Keep a task by the cluster's own name for it, with what it does, in words."""
+
+    def under_way(self) -> Mapping[str, str]:
+        """What was begun since the fleet's last undertaking ended, perhaps by a run that was killed, and may still be at work."""
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches the run."""
+
+
 class Provider(Protocol):
     """Instances of one kind. All methods work on whole sets, concurrently and bounded, and touch nothing without our marker.
 

@@ -26,7 +26,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
 from .._model import Image, Instance, LastWords, Pool
-from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, refuse_other
+from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, refuse_other
 from ._options import gaps
 from ._proxmox_api import Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
 from ._proxmox_cluster import Cluster, Found
@@ -50,7 +50,7 @@ from ._proxmox_guest import (
 )
 from ._proxmox_options import IMAGE, OPTIONS, band_of, mistakes, ranges_of, settle, shape
 from ._proxmox_preflight import Missing, free_memory, of_nodes, of_permissions, of_storages, of_templates, source_of
-from .base import Blueprint
+from .base import Blueprint, Journal
 
 __all__ = ["IMAGE", "OPTIONS", "ProxmoxProvider", "connect", "mistakes", "settle", "shape"]
 
@@ -74,22 +74,23 @@ LOOKING, APART = 40.0, 2.0
 """Seconds to look for what a call without an answer has done, longer than PVE itself waits for an answer (30), and between two looks."""
 
 
-def connect(options: Mapping[str, Any]) -> ProxmoxProvider:
+def connect(options: Mapping[str, Any], journal: Optional[Journal] = None) -> ProxmoxProvider:
     """A provider on the cluster of `fleet_proxmox`. Raises InvalidError for its mistakes."""
     found = mistakes(options)
     if found:
         raise InvalidError(found)
     required_sdk()
     settled = settle(options)
-    return ProxmoxProvider(Api(settled), settled)
+    return ProxmoxProvider(Api(settled), settled, journal)
 
 
 class ProxmoxProvider:
     """The provider protocol (see base.py) on a cluster."""
 
-    def __init__(self, api: Api, options: Mapping[str, Any]) -> None:
+    def __init__(self, api: Api, options: Mapping[str, Any], journal: Optional[Journal] = None) -> None:
         self.api = api
         self.options = options
+        self.journal = journal
         self.cluster = Cluster(api, options)
         self._gates: Dict[Tuple[str, ...], threading.BoundedSemaphore] = {}
         self._gates_lock = threading.Lock()
@@ -136,11 +137,25 @@ class ProxmoxProvider:
         return [nodes[name] for name in wanted if name in online]
 
     def observe(self, fleet: str) -> Tuple[Instance, ...]:
+        self._outlast(self.journal.under_way() if self.journal else {})
         self.cluster.forget()
         found = [item for item in self.cluster.survey() if item.marker and item.marker[NAME] == fleet]
         instances = [instance_in(item.guest, item.config, item.marker or {}, item.note) for item in found]
         instances = self._with_addresses(list(zip(found, instances)), patience=0.0)
         return tuple(sorted([*instances, *self._out_of_reach(fleet)], key=lambda item: (item.release, item.slot, item.host)))
+
+    def _outlast(self, tasks: Mapping[str, str]) -> None:
+        """Wait until these tasks have ended: what a killed run began goes on without it. What an offline node was at is over."""
+        nodes = sorted({upid.split(":")[1] for upid in tasks} & set(self.cluster.online())) if tasks else []
+        listings = each(lambda node: self.api.ask("listing tasks", f"nodes/{node}/tasks", source="active", limit=1000) or [], nodes)
+        busy = [task["upid"] for listing in listings for task in listing if task["upid"] in tasks and not task.get("endtime")]
+
+        def outlast(upid: str) -> None:
+            if self.journal:
+                self.journal.say(f"waits for what a former run began: {tasks[upid]}, task {upid}")
+            self.api.tasks.wait(upid, tasks[upid], max(CLONING.values()))
+
+        each(outlast, busy)
 
     def _out_of_reach(self, fleet: str) -> List[Instance]:
         """What was ours by its tag on nodes that are offline. Nothing can be done to it before the node is back."""
@@ -374,7 +389,7 @@ class ProxmoxProvider:
                 upid = self._again(doing, found, "put", f"{guest.path}/resize", disk=root.key, size=size, digest=digest)
                 self._fine(upid, doing, ENDING)
                 found = self.cluster.verified(found)
-            params = config_params(item, found.config, {**options, "kind": guest.kind}, description)
+            params = config_params(item, found.config, {**options, "kind": guest.kind}, description, facts_of(item, blueprint))
             try:
                 self.api.tell(doing, "put", f"{guest.path}/config", **params)
             except UnknownOutcomeError:
@@ -672,7 +687,11 @@ class ProxmoxProvider:
         """What a task ended with, empty where that is fine. warnings: those are told too."""
         if not isinstance(upid, str) or not upid.startswith("UPID:"):
             return ""  # older versions do it at once, and answer nothing
-        status = self.api.tasks.wait(upid, doing, seconds)
+        try:
+            if self.journal:
+                self.journal.began(upid, doing)
+        finally:
+            status = self.api.tasks.wait(upid, doing, seconds)
         if status.startswith(("unexpected status", "unable to")):
             raise UnknownOutcomeError(doing, f"PVE says: {status}", f"See the log of task {upid}")
         return "" if is_fine(status) and not (warnings and status != "OK") else status
