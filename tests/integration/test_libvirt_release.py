@@ -51,6 +51,8 @@ def site(make_site: Callable[..., Site], host: LibvirtHost) -> Iterator[Site]:
     site.fleet(
         "web", fleet_provider="libvirt", fleet_image=IMAGES["v1"], fleet_check_timeout=120, fleet_stop_timeout=30,
         fleet_libvirt={"pool": host.name, "network": host.name, "memory": "256m", "domain_type": "qemu"},
+        # While two others boot, on two processors that other tests use too, an emulated machine may take seconds for an answer.
+        fleet_haproxy={"inter": "3s", "fall": 5},
     )
     yield site
     provider = connect({"pool": host.name, "network": host.name})
