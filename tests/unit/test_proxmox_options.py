@@ -32,6 +32,7 @@ def test_every_option_is_read_and_reads_again_what_it_has_made() -> None:
         "networks": ["vmbr0", {"bridge": "vmbr1", "vlan": "7", "firewall": "yes", "model": "e1000", "mtu": 9000}],
         "addresses": "192.0.2.10-192.0.2.20,192.0.2.30", "gateway": "192.0.2.1", "agent_network": "192.0.2.0/24",
         "nameserver": "192.0.2.2 192.0.2.3", "ci_user": "ops", "ssh_keys": "ssh-ed25519 AAAA me\nssh-rsa BBBB you", "tags": ["blue", "eu"],
+        "facts": "no",
     }
     assert set(given) | {"api_password", "kind"} == set(OPTIONS) and mistakes(given) == []
     made = settle(given)
