@@ -228,9 +228,10 @@ class Ledger:
             _Book(connection, self._verified(connection, identity, lease, lock=True)).record(record, reason, release)
 
     def reserve(self, lease: Lease, held: Mapping[str, str]) -> None:
-        """Keep what instances turned out to hold (`HOST KEY` to their names), beside all that the plan reserved.
+        """Keep what instances turned out to hold (`HOST KEY` to their names), beside all that the plan reserved for others.
 
-        Raises RefusedError where another instance of this ledger holds it.
+        An address that one of them had before, and has no more, is anybody's. Raises RefusedError where another instance of this ledger
+        holds what one of them turned out to hold.
         """
         with self._writing() as (connection, identity):
             self._verified(connection, identity, lease, lock=True)
@@ -242,7 +243,9 @@ class Ledger:
                     cause = f"{row.key} is what {row.instance} of fleet {row.fleet} holds"
                     remedy = "See who else gives addresses out there, then run again"
                     raise RefusedError(f"instance {held[row.key]}", cause, remedy)
-                connection.execute(sa.delete(table).where(table.c.key == row.key))
+            former = sa.or_(table.c.key.in_(list(held)), table.c.key.not_like("% #%"))
+            own = (table.c.fleet == lease.fleet, table.c.instance.in_(list(held.values())))
+            connection.execute(sa.delete(table).where(*own, former))
             rows = [{"key": key, "fleet": lease.fleet, "instance": name} for key, name in held.items()]
             if rows:
                 connection.execute(sa.insert(table), rows)

@@ -170,7 +170,7 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
         return entry.target, _forward(scene, goal, entry)
     if former and former >= latter:
         return entry.source, _back(scene, goal, entry, served=True)
-    if not entry.source and goal.verb == "abort":
+    if not entry.source and goal.verb == "abort" and not latter:
         return 0, _back(scene, goal, entry, served=True)
     # Neither is whole, and the predecessor is no better: the goal goes on from here, so that a fix can always be released.
     return entry.target, None

@@ -488,13 +488,15 @@ class LedgerContract:
         ledger = Ledger(*place)
         web, api = ledger.acquire("web", "ann"), ledger.acquire("api", "ann")
         plan = open_plan(ledger, web)
-        held = {"pve 10.0.0.1": "web-r1-1", "pve 10.0.0.2": "web-r1-2"}
+        others = {key: name for key, name in plan.reserved.items() if name not in ("web-r1-1", "web-r1-2")}
+        number, held = {"pve #100": "web-r1-1"}, {"pve 10.0.0.1": "web-r1-1", "pve 10.0.0.2": "web-r1-2"}
+        ledger.reserve(web, {**number, "pve 10.0.0.7": "web-r1-1"})
         for _time in range(2):
             ledger.reserve(web, held)
-        assert ledger.history("web").reserved == {**plan.reserved, **held}
+        assert ledger.history("web").reserved == {**others, **number, **held}, "an address that it has no more is anybody's"
         with pytest.raises(RefusedError, match="pve 10.0.0.2 is what web-r1-2 of fleet web holds"):
             ledger.reserve(api, {"pve 10.0.0.3": "api-r1-1", "pve 10.0.0.2": "api-r1-2"})
-        assert ledger.history("web").reserved == {**plan.reserved, **held}
+        assert ledger.history("web").reserved == {**others, **number, **held}
         ledger.reserve(api, {})
         ledger.acquire("web", "bob", takeover=True)
         with pytest.raises(LeaseError):

@@ -85,7 +85,11 @@ class MemoryLedger:
     def reserve(self, held: Mapping[str, str], fence: int) -> None:
         self._check(fence)
         self.site.tick("before the addresses")
+        former = [key for key, name in self.reserved.items() if name in held.values() and " #" not in key]
         self.write_reserved(held)
+        for key in former:
+            if key not in held:
+                del self.reserved[key]
         self.site.tick("after the addresses")
 
     def write_reserved(self, held: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import Defini
 from ansible_collections.phoenix.fleet.tests.simulation.executor import Fleet
 from ansible_collections.phoenix.fleet.tests.simulation.ledger import MemoryLedger
 from ansible_collections.phoenix.fleet.tests.simulation.world import Box, Crash, HAProxy, SimulatedProvider, Site
-from hypothesis import event, given, note, settings
+from hypothesis import event, example, given, note, settings
 from hypothesis import strategies as st
 
 GOOD = ["shop:1", "shop:2", "shop:3"]
@@ -190,6 +190,18 @@ def strike(fleet: Unlucky, kind: str, which: int) -> None:
         balancer.restart()
 
 
+# An instance that is made anew under a name whose former bearer told another address.
+@example(fleet_of(size=1, balancers=1, keep=0, kind="dynamic"), [], [
+    (release("shop:1"), [(30, "crash", 0)], False),
+    (Goal("scale", size=4), [(1, "kill", 0), (10, "crash", 0)], False),
+    (Goal("heal"), [(1, "kill", 0), (16, "crash", 0)], False),
+])
+# A first release that serves in part: there is nothing to go back to, so what serves stays.
+@example(fleet_of(size=4, balancers=1, keep=0, kind="dynamic"), [], [
+    (release("shop:1"), [(5, "kill", 0)], False),
+    (release("shop:1"), [(45, "crash", 0)], False),
+    (release(BAD), [(1, "kill", 0)], False),
+])
 @given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=1000)
 def test_the_world_falls_apart_meanwhile(
