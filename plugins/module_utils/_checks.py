@@ -45,6 +45,9 @@ SHORTEST, LONGEST = 0.01, 0.25
 WATCH = 1.0
 """Seconds between two looks at the provider: an instance that has exited fails at once instead of at the deadline."""
 
+AGAIN = 5.0
+"""Seconds after which the same is told once more to whoever watches."""
+
 WORKERS = 32
 SHOWN = 5
 """Instances whose failure is told in full; the others are named."""
@@ -357,7 +360,7 @@ def run(
     """Ask all instances at once until each has passed all checks in a row.
 
     timeout is in seconds, for all together. A provider lets an instance that exited or was restarted fail at once, and adds its last
-    words to the error. `say` gets a line about once a second while something is still missing. Raises DeadlineError naming each
+    words to the error. `say` gets a line when what is missing has changed, and now and then. Raises DeadlineError naming each
     instance that did not pass, the check, the answer last seen, and what the provider knows of it; and what the provider raises
     where it cannot say at the end that the instances which passed still run.
     """
@@ -413,14 +416,17 @@ def _poll(
     due = [(0.0, number) for number in range(len(outcomes))]
     pauses = [SHORTEST] * len(outcomes)
     missing = set(range(len(outcomes)))
-    tell = time.monotonic() + WATCH
+    tell, told, again = time.monotonic() + WATCH, "", 0.0
     while missing and not fallen and time.monotonic() < deadline:
         now = time.monotonic()
         while due and due[0][0] <= now:
             asked.put(heapq.heappop(due)[1])
         if now >= tell:
             tell = now + WATCH
-            say(_progress(outcomes, missing))
+            line = _progress(outcomes, missing)
+            if line != told or now >= again:
+                told, again = line, now + AGAIN
+                say(f"{line}  {deadline - now:.0f} s left")
         try:
             number = answered.get(timeout=max(0.001, min([deadline, tell] + [when for when, unused in due[:1]]) - now))
         except queue.Empty:
