@@ -189,6 +189,8 @@ def _engine_points(ground: Ground, trial: Trial, engine: DockerEngine, live_rest
             command = ground.start("release", hold=step, release_image=image)
             assert command.reach(step), command.output[-600:]
             engine.stop()
+            if not live_restore:  # its instances have ended: before HAProxy has seen it nothing says that they serve again
+                until("HAProxy to notice", lambda: not any(up(proxy) for proxy in ground.proxies.values()), 30, 0.05)
             if not down:
                 engine.start()
             command.go()
@@ -206,8 +208,13 @@ def _engine_points(ground: Ground, trial: Trial, engine: DockerEngine, live_rest
 
 
 def serves(proxy: HAProxyProcess) -> bool:
-    rows = proxy.servers("web").values()
-    return any(row["srv_uweight"] != "0" for row in rows) and all(row["srv_op_state"] == "2" for row in rows if row["srv_uweight"] != "0")
+    """All that have a weight are up."""
+    weighted = [name for name, row in proxy.servers("web").items() if row["srv_uweight"] != "0"]
+    return bool(weighted) and up(proxy) >= set(weighted)
+
+
+def up(proxy: HAProxyProcess) -> set[str]:
+    return {name for name, row in proxy.servers("web").items() if row["srv_op_state"] == "2"}
 
 
 # A second controller
