@@ -714,6 +714,16 @@ def test_a_missing_privilege_is_named_before_anything_is_made(make: MakeCase, se
     refused(case, f"fleet@pve!ci lacks {privilege}")
 
 
+def test_a_network_of_an_sdn_is_in_a_zone_of_its_own(make: MakeCase, served: Served) -> None:
+    granted(served, "SDN.Use")
+    case = make(**ADDRESSES, networks=["vnet1"])
+    refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vnet1")
+    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/blue/vnet2", "SDN.Use")
+    refused(case, "lacks SDN.Use")
+    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/green", "SDN.Use")
+    case.provider.preflight(case.planned(1), case.blueprint)
+
+
 # Connections
 
 def test_certificates_are_checked_and_the_remedy_is_told(served: Served, tmp_path: Path) -> None:

@@ -166,13 +166,21 @@ def of_permissions(
     """The privileges that are missing. held is what /access/permissions answers: what holds at each path that has an entry."""
     missing: List[Missing] = []
     for path, names in privileges(templates, options).items():
-        have = _held(held, path)
+        have: Set[str] = set().union(*(_held(held, place) for place in _places(held, path)))
         lacks = [name for name in names if not set(name.split("|")) & have]
         if lacks:
             command = f"pveum acl modify {path} --{'tokens' if '!' in who else 'users'} '{who}' --roles ROLE"
             words = f"{who} lacks {', '.join(name.replace('|', ' or ') for name in lacks)} on {path}"
             missing.append(("permissions", words, f"Give it a role with that, on the token and on its user: {command}"))
     return missing
+
+
+def _places(held: Mapping[str, Any], path: str) -> Set[str]:
+    """The paths that one may stand for: of a network it is not known here in which zone it is, a bridge of the nodes or an SDN's."""
+    if not path.startswith("/sdn/zones/"):
+        return {path}
+    zones = {"localnetwork", *(place.split("/")[3] for place in held if place.startswith("/sdn/zones/"))}
+    return {f"/sdn/zones/{zone}/{path.rpartition('/')[2]}" for zone in zones}
 
 
 def _held(held: Mapping[str, Mapping[str, Any]], path: str) -> Set[str]:
