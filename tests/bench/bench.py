@@ -34,7 +34,7 @@ from load import Load
 RATE = 200
 VENV = CACHE / "bench-venv"
 REPORT = ROOT / "build/bench.json"
-# In this order: an engine that was in a swarm is slower afterwards (measured: 15 %), and what is compared stands side by side.
+# In this order: an engine that was in a swarm is slower afterwards (seen: 12 %), and what is compared stands side by side.
 METHODS = {
     "limit": "the two APIs, in parallel",
     "reference-limit": "reference: raw_release.py",
