@@ -74,7 +74,8 @@ def plan(definition: Definition, world: World, history: History, goal: Goal) -> 
     if settled is not None:
         return settled
     if goal.verb == "abort":
-        return Plan("abort", live, live, reasons=("nothing is left to undo",))
+        under_way = scene.history.entry is not None
+        return Plan("abort", live, live, reasons=("what serves stays" if under_way else "nothing is left to undo",), closes=not under_way)
     _refuse_silence(scene, goal)
     return _GOALS[goal.verb](scene, live, goal)
 

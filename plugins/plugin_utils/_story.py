@@ -130,7 +130,7 @@ def _failed(
     elif plan.waves:
         message = [f"fleet {definition.name}, {plan.verb}: {cause}"]
     else:
-        message = [cause, "nothing was changed"]
+        message = [cause, "nothing was changed" if plan.closes else "the next run goes on from here"]
     if live:
         up = {item.host: sum(server.up and server.weight > 0 for server in item.servers) for item in after if item.reachable}
         message.append(f"r{live} serves ({', '.join(f'{count} up on {host}' for host, count in up.items())})")

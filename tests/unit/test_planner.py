@@ -188,6 +188,16 @@ def test_a_failed_first_release_is_kept_to_be_looked_at_and_taken_away_by_the_ne
     assert told(fleet.plan(Goal("heal"))) == ["destroy r1-1 r1-2"]
 
 
+def test_a_first_release_that_serves_in_part_stays_when_a_later_run_fails() -> None:
+    fleet = crashed(fleet_of(), release("shop:1"), "after switch")
+    fleet.site.kill("web-r1-1")
+    fleet.site.pass_time()
+    undone = fleet.plan(Goal("abort", reason="a balancer refused"))
+    assert (undone.waves, undone.target, undone.closes, undone.reasons) == ((), 1, False, ("what serves stays",))
+    fleet.run(Goal("heal"))
+    assert fleet.ledger.live == 1 and fleet.ledger.entry is None
+
+
 # Where
 
 @pytest.mark.parametrize(("kind", "places"), [

@@ -32,3 +32,10 @@ def test_the_one_message_of_a_run_that_failed_names_a_cause(failure: str, told: 
     definition, plan = Definition("web", "shop:1", 80), Plan("release", 3, 7, waves=((),))
     _lines, message = _story.ending(definition, plan, (), (), 1.0, failure=failure, undoing="", folder="", check=False)
     assert message == f"r7 of fleet web did not go live: {told}"
+
+
+@pytest.mark.parametrize(("closes", "told"), [(True, "nothing was changed"), (False, "the next run goes on from here")])
+def test_a_run_that_had_nothing_to_undo_says_what_comes_next(closes: bool, told: str) -> None:
+    definition, plan = Definition("web", "shop:1", 80), Plan("abort", 0, 0, closes=closes)
+    _lines, message = _story.ending(definition, plan, (), (), 1.0, failure="lb1 refused", undoing="", folder="", check=False)
+    assert message == f"lb1 refused. {told}"
