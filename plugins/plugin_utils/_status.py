@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ..module_utils._model import Balancer, Definition, History, Instance, Release, Server, World, to_dict
+from ._story import way_back
 
 RELEASES = 5
 """How many releases people are shown."""
@@ -209,8 +210,9 @@ def _headline(told: Mapping[str, Any], now: str) -> str:
 def _commands(definition: Definition, told: Mapping[str, Any]) -> list[str]:
     limit = f"-l {definition.name}"
     result = [""]
-    if any(row["status"] == "standby" for row in told["releases"]):
-        result.append(f"back      ansible-playbook phoenix.fleet.rollback {limit}")
+    former = [row["number"] for row in told["releases"] if row["status"] == "standby"]
+    if former and told["live"]:
+        result.append(f"back      {way_back(definition.name, told['live']['release'], former)}")
     return [*result, f"forward   ansible-playbook phoenix.fleet.release {limit} -e release_image=IMAGE"]
 
 

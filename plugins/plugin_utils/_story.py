@@ -115,8 +115,16 @@ def ending(
         return [f"the fleet is gone, its history stays, {seconds:.1f} s"], ""
     lines = [f"{_number(live)} is live{_requests(before, after)}, {seconds:.1f} s"]
     if plan.waves and plan.source and plan.source != plan.target and definition.keep and plan.outcome == "live":
-        lines.append(f"back: ansible-playbook phoenix.fleet.rollback -l {definition.name}")
+        lines.append(f"back: {way_back(definition.name, live, [plan.source])}")
     return lines, ""
+
+
+def way_back(fleet: str, live: int, former: Sequence[int]) -> str:
+    """The command that makes the latest of `former` live again. Where that is later than what is live, it was rolled back, and a plain
+    rollback goes nowhere (see _rollback in _planner.py).
+    """
+    latest = max(former)
+    return f"ansible-playbook phoenix.fleet.rollback -l {fleet}" + (f" -e rollback_to={latest}" if latest > live else "")
 
 
 def _failed(

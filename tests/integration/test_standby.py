@@ -40,7 +40,8 @@ def two_releases(site: Site, images: str) -> dict[str, str]:
 def test_an_untouched_standby_serves_again_and_one_that_changed_never(site: Site, images: str) -> None:
     standby = two_releases(site, images)
     assert sorted(standby) == ["1-1", "1-2"]
-    assert rollback(site).result["live"] == 1
+    went = rollback(site)
+    assert went.result["live"] == 1 and "rollback_to=2" in went.result["message"]
     assert site.versions("web") == {"v1"} and site.running("web") == ["r1-1", "r1-2"]
     assert {item.name.rpartition("-r")[2]: item.id for item in site.containers("web") if item.status == "running"} == standby
     again = rollback(site)

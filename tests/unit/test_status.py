@@ -110,6 +110,12 @@ def test_what_people_see() -> None:
     ]
 
 
+def test_the_way_back_from_a_rollback_names_the_release() -> None:
+    rows = (release(1, "live"), release(2, "standby"))
+    told = lines(DEFINITION, status(DEFINITION, WORLD, replace(HISTORY, live=1, releases=rows)), NOW)
+    assert told[-2] == "back      ansible-playbook phoenix.fleet.rollback -l web -e rollback_to=2"
+
+
 def test_a_fleet_that_was_never_released() -> None:
     told = status(DEFINITION, World(balancers=(Balancer("lb1"), Balancer("lb2"))), History(""))
     assert (told["live"], told["findings"]) == (None, [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Plan
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Definition, Head, Plan
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _story
 
 
@@ -39,3 +39,11 @@ def test_a_run_that_had_nothing_to_undo_says_what_comes_next(closes: bool, told:
     definition, plan = Definition("web", "shop:1", 80), Plan("abort", 0, 0, closes=closes)
     _lines, message = _story.ending(definition, plan, (), (), 1.0, failure="lb1 refused", undoing="", folder="", check=False)
     assert message == f"lb1 refused. {told}"
+
+
+@pytest.mark.parametrize(("source", "target", "more"), [(1, 2, ""), (2, 1, " -e rollback_to=2")])
+def test_the_way_back_is_a_command_that_goes_there(source: int, target: int, more: str) -> None:
+    after = (Balancer("lb1", head=Head("ours", 1, "web", target, 3)),)
+    plan = Plan("release", source, target, "live", waves=((),))
+    lines, message = _story.ending(Definition("web", "shop:1", 80), plan, (), after, 1.0, failure="", undoing="", folder="", check=False)
+    assert (lines[-1], message) == (f"back: ansible-playbook phoenix.fleet.rollback -l web{more}", "")
