@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import secrets
+import socket
 import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -507,6 +508,15 @@ def test_an_ssh_that_hangs_has_a_deadline(engine: DockerEngine, tmp_path: Path, 
         connect({"hosts": ["ssh://ops@192.0.2.200"]}).observe("nobody")
     hung = Path("/proc", (tmp_path / "asked").read_text().split()[-1], "stat")
     until("the ssh to have ended", lambda: not hung.exists() or hung.read_text().split()[2] == "Z")
+
+
+def test_a_registry_that_hangs_has_a_deadline(make: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_docker_engine, "SILENCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        name = f"127.0.0.1:{silent.getsockname()[1]}/shop@sha256:{'0' * 64}"
+        (engine,) = make().provider.engines  # type: ignore[attr-defined]
+        with pytest.raises(UnreachableError, match=rf"pulling {name}: it told nothing more for 1 s. See there .* docker pull {name}"):
+            engine.pull(name)
 
 
 @pytest.mark.parametrize("change", ["no client certificate", "another authority", "no TLS"])

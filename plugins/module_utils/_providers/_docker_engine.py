@@ -29,7 +29,8 @@ try:
     from docker.context import ContextAPI
     from docker.errors import APIError, DockerException, TLSParameterError
     from docker.tls import TLSConfig
-    from requests.exceptions import RequestException
+    from requests.exceptions import ReadTimeout, RequestException
+    from urllib3.exceptions import ReadTimeoutError
 
     class Client(sdk.APIClient):
         """The SDK's client, for which the authority that it was given counts: by itself REQUESTS_CA_BUNDLE outranks that (measured).
@@ -45,12 +46,18 @@ try:
             answer = self.get(f"{self.base_url}/_ping", timeout=self.timeout)
             return str(answer.headers.get("Api-Version") or super()._retrieve_server_version())  # type: ignore[misc]
 
+        def _set_request_timeout(self, kwargs: Any) -> Any:
+            """The SDK waits for ever for the next word of a pull."""
+            return {**kwargs, "timeout": kwargs.get("timeout", self.timeout) or SILENCE}
+
         def mount(self, prefix: Any, adapter: Any) -> None:
             super().mount(prefix, Adapter(adapter) if prefix == "http+docker://ssh" else adapter)
 except ImportError:
     sdk = None  # type: ignore[assignment]
 
 TIMEOUT = 60
+SILENCE = 300
+"""Seconds in which an engine has to tell something of a pull. It tells its progress all the while, but not while a registry is silent."""
 
 
 def required_sdk() -> None:
@@ -199,6 +206,9 @@ class Engine:
             for line in self.client.pull(reference, stream=True, decode=True, auth_config=self.credentials(reference)):
                 if "error" in line:
                     raise Refusal(f"engine {self.name}, {doing}", str(line["error"]), remedy_for(str(line["error"])))
+        except (ReadTimeout, ReadTimeoutError) as error:
+            remedy = f"See there whether registry {registry_of(reference)} answers: docker pull {reference}"
+            raise UnreachableError(f"engine {self.name}, {doing}", f"it told nothing more for {SILENCE} s", remedy) from error
         except (DockerException, RequestException, OSError) as error:
             try:
                 self._fail(doing, error)
