@@ -101,11 +101,11 @@ def as_a_module(name: str, **params: Any) -> dict[str, Any]:
 
 
 def test_the_modules_do_the_same_by_themselves(host: LibvirtHost) -> None:
-    there = {"fleet": "far", "pool": host.name, "network": host.name, "memory": "32m", "domain_type": "qemu", "stop_timeout": 0}
+    there = {"fleet": "remote", "pool": host.name, "network": host.name, "memory": "32m", "domain_type": "qemu", "stop_timeout": 0}
     assert "@sha256:" in as_a_module("libvirt_image_info", image=IMAGE, pool=host.name)["image"]["digest"]
     made = as_a_module("libvirt_instances", release=3, image=IMAGE, port=80, **there)
-    assert made["changed"] and [item["name"] for item in made["instances"]] == ["far-r3-1"]
-    assert as_a_module("libvirt_instances_info", fleet="far")["instances"] == made["instances"]
+    assert made["changed"] and [item["name"] for item in made["instances"]] == ["remote-r3-1"]
+    assert as_a_module("libvirt_instances_info", fleet="remote")["instances"] == made["instances"]
     assert as_a_module("libvirt_instances", release=3, state="absent", **there)["instances"] == []
     wrong = as_a_module("libvirt_instances", release=3, image="absent.img", port=80, **there)
     assert wrong["failed"] and "has no volume absent.img" in wrong["msg"]
