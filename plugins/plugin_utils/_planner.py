@@ -162,11 +162,12 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
         return entry.source, _back(scene, goal, entry, served=False)
     former, latter = scene.up_count(entry.source), scene.up_count(entry.target)
     if "revert" in entry.records or (goal.verb == "abort" and goal.force and "retire" not in entry.records):
-        # Never reversed. Where what it goes back to is no longer whole, whatever the goal is repairs that before the other one goes.
-        if former >= _size_of(scene, entry.source) or not entry.source or goal.verb == "abort":
+        # Never reversed. With nothing to go back to, whatever the goal is must be able to repair it.
+        if former or not entry.source or goal.verb == "abort":
             return entry.source, _back(scene, goal, entry, served=True)
         return entry.source, None
-    if "retire" in entry.records or latter >= _size_of(scene, entry.target):
+    row = scene.rows.get(entry.target)
+    if "retire" in entry.records or latter >= (row.size if row else 1):
         return entry.target, _forward(scene, goal, entry)
     if former and former >= latter:
         return entry.source, _back(scene, goal, entry, served=True)
@@ -174,10 +175,6 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
         return 0, _back(scene, goal, entry, served=True)
     # Neither is whole, and the predecessor is no better: the goal goes on from here, so that a fix can always be released.
     return entry.target, None
-
-
-def _size_of(scene: Scene, release: int) -> int:
-    return scene.rows[release].size if release in scene.rows else 1
 
 
 def _forward(scene: Scene, goal: Goal, entry: Entry) -> Plan:

@@ -202,10 +202,6 @@ def strike(fleet: Unlucky, kind: str, which: int) -> None:
     (release("shop:1"), [(45, "crash", 0)], False),
     (release(BAD), [(1, "kill", 0)], False),
 ])
-# A release that was rejected serves still, and one of the predecessor's instances has died meanwhile.
-@example(fleet_of(size=4, balancers=3, keep=0), [release("shop:1")], [
-    (release("shop:1", True), [(74, "vanish", 0), (75, "restart", 1), (99, "kill", 0)], False),
-])
 @given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=1000)
 def test_the_world_falls_apart_meanwhile(
