@@ -89,6 +89,10 @@ def owed(fleet: Unlucky, goal: Goal) -> int:
         return 0  # a first release that was rejected goes out of traffic, and there is nothing to go back to
     now = min(sum(line.takes_traffic and fleet.site.answers(line.server) for line in item.lines.values()) for item in fleet.site.balancers)
     sizes = [row.size for row in fleet.ledger.releases.values() if row.status in ("live", "open")]
+    if entry and "revert" in entry.records:
+        # A rejected release goes, however well it serves: what is left of its predecessor serves until the same run has made the rest.
+        ours = (box for box in fleet.site.boxes.values() if (box.instance.fleet, box.instance.release) == ("web", entry.source))
+        sizes.append(sum(box.answers for box in ours))
     return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
 
 
@@ -201,6 +205,10 @@ def strike(fleet: Unlucky, kind: str, which: int) -> None:
     (release("shop:1"), [(5, "kill", 0)], False),
     (release("shop:1"), [(45, "crash", 0)], False),
     (release(BAD), [(1, "kill", 0)], False),
+])
+# A release that was rejected serves still, and one of the predecessor's instances has died meanwhile.
+@example(fleet_of(size=4, balancers=3, keep=0), [release("shop:1")], [
+    (release("shop:1", True), [(74, "vanish", 0), (75, "restart", 1), (99, "kill", 0)], False),
 ])
 @given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=1000)
