@@ -162,12 +162,13 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
         return entry.source, _back(scene, goal, entry, served=False)
     former, latter = scene.up_count(entry.source), scene.up_count(entry.target)
     if "revert" in entry.records or (goal.verb == "abort" and goal.force and "retire" not in entry.records):
-        # Never reversed. With nothing to go back to, whatever the goal is must be able to repair it.
-        if former or not entry.source or goal.verb == "abort":
+        # Never reversed. With nothing to go back to, whatever the goal is must be able to repair it. Nor with too little, as long as the
+        # rejected one serves everywhere: where it does not, it would get traffic anew meanwhile.
+        enough = former and (former >= _size_of(scene, entry.source) or not _serves_everywhere(scene, entry.target))
+        if enough or not entry.source or goal.verb == "abort":
             return entry.source, _back(scene, goal, entry, served=True)
         return entry.source, None
-    row = scene.rows.get(entry.target)
-    if "retire" in entry.records or latter >= (row.size if row else 1):
+    if "retire" in entry.records or latter >= _size_of(scene, entry.target):
         return entry.target, _forward(scene, goal, entry)
     if former and former >= latter:
         return entry.source, _back(scene, goal, entry, served=True)
@@ -175,6 +176,14 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
         return 0, _back(scene, goal, entry, served=True)
     # Neither is whole, and the predecessor is no better: the goal goes on from here, so that a fix can always be released.
     return entry.target, None
+
+
+def _size_of(scene: Scene, release: int) -> int:
+    return scene.rows[release].size if release in scene.rows else 1
+
+
+def _serves_everywhere(scene: Scene, release: int) -> bool:
+    return all(scene.is_settled(name) for name in scene.servers_of.get(release, ()))
 
 
 def _forward(scene: Scene, goal: Goal, entry: Entry) -> Plan:

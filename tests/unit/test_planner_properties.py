@@ -89,10 +89,6 @@ def owed(fleet: Unlucky, goal: Goal) -> int:
         return 0  # a first release that was rejected goes out of traffic, and there is nothing to go back to
     now = min(sum(line.takes_traffic and fleet.site.answers(line.server) for line in item.lines.values()) for item in fleet.site.balancers)
     sizes = [row.size for row in fleet.ledger.releases.values() if row.status in ("live", "open")]
-    if entry and "revert" in entry.records:
-        # A rejected release goes, however well it serves: what is left of its predecessor serves until the same run has made the rest.
-        ours = (box for box in fleet.site.boxes.values() if (box.instance.fleet, box.instance.release) == ("web", entry.source))
-        sizes.append(sum(box.answers for box in ours))
     return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
 
 
