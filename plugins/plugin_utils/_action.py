@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import connection_loader, shell_loader
+from ansible.plugins.loader import connection_loader, filter_loader, shell_loader, test_loader
 from ansible.utils.display import Display
 
 from ..module_utils._errors import FleetError, InvalidError
@@ -24,11 +24,13 @@ from ..module_utils._model import to_dict
 from ..module_utils._providers import docker as _docker  # noqa: F401
 from ._definition import MASK, definition_of, provider_options, read
 
-# Ansible forks for every task. What is loaded by now, here in its own process, every fork has: the docker SDK (0.06 s), and the
-# plugins that each task would load and read the documentation of anew. Kept out of garbage collection it is neither walked nor copied by
-# the forks, nor at the end (measured: 0.4 s of CPU in a release).
+# Ansible forks for every task. What is loaded by now, here in its own process, every fork has: the docker SDK (0.06 s), the plugins that
+# each task would load and read the documentation of anew, and the filters and tests of templates, which the first of each kind loads all
+# (2 ms). Kept out of garbage collection it is neither walked nor copied by the forks, nor at the end (measured: 0.4 s of CPU in a release).
 for _loader, _name in ((connection_loader, "ssh"), (connection_loader, "local"), (shell_loader, "sh")):
     _loader.get(_name, class_only=True)
+for _loader, _name in ((filter_loader, "default"), (test_loader, "defined")):
+    _loader.get(_name)
 gc.freeze()
 gc.set_threshold(20_000, 50, 50)
 atexit.register(gc.freeze)

@@ -78,7 +78,7 @@ class Ledger:
         self._password = str(parsed.password or "")
         self.name = self._file or parsed.render_as_string(hide_password=True)
         if self._file:
-            self._engine = sa.create_engine("sqlite://", creator=self._connect_file, poolclass=sa.pool.NullPool)
+            self._engine = sa.create_engine(parsed, creator=self._connect_file, poolclass=sa.pool.NullPool)
         else:
             try:
                 self._engine = sa.create_engine(
