@@ -39,7 +39,7 @@ options:
         type: bool
         default: true
 requirements:
-  - docker (the docker SDK for Python, 5.0 or later; C(docker[ssh]) for C(ssh) addresses)
+  - docker (the docker SDK for Python, 5.0 or later)
   - Docker Engine 20.10 or later
 """
 

@@ -192,3 +192,16 @@ def test_paramiko_is_never_loaded() -> None:
     """It would cost every run 0.1 s, and the ssh client makes our connections."""
     program = "import sys, ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker; sys.exit('paramiko' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_ssh_needs_no_paramiko_even_where_somebody_imported_the_sdk_before() -> None:
+    program = """if True:
+        import sys
+        sys.modules["paramiko"] = None
+        from docker.api import client
+        assert not hasattr(client, "SSHHTTPAdapter")
+        del sys.modules["paramiko"]
+        import ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker
+        assert client.SSHHTTPAdapter("ssh://example.org", shell_out=True).ssh_client is None
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)

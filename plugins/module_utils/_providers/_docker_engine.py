@@ -290,8 +290,6 @@ def why(url: str, error: BaseException) -> Tuple[str, str]:
             return "connection refused", remedy
         if isinstance(item, socket.gaierror):
             return "its host name is not known here", "Check the address in fleet_docker.hosts"
-        if isinstance(item, NameError) or "paramiko" in str(item):
-            return f"{sys.executable} lacks what ssh needs", f"Run: {sys.executable} -m pip install 'docker[ssh]'"
     text = str(error)
     late = f"no answer within {TIMEOUT} s" if "imed out" in text else ""
     if url.startswith("ssh://"):

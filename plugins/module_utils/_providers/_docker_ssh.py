@@ -33,15 +33,17 @@ SSHSocket: Any
 SSHConnection: Any
 SSHConnectionPool: Any
 SSHHTTPAdapter: Any
-# The SDK imports paramiko, which takes 0.1 s (measured), and uses nothing of it, since the user's ssh makes our connections.
+# The SDK imports paramiko, which takes 0.1 s (measured), need not be there, and is not used: the user's ssh makes our connections.
 _PARAMIKO = sys.modules.setdefault("paramiko", _Later("paramiko"))
 try:
+    from docker.api import client
     from docker.transport import sshconn
 except ImportError:  # no SDK: then nobody comes here
     SSHSocket = SSHConnection = SSHConnectionPool = SSHHTTPAdapter = object
 else:
     SSHSocket, SSHConnection = sshconn.SSHSocket, sshconn.SSHConnection
     SSHConnectionPool, SSHHTTPAdapter = sshconn.SSHConnectionPool, sshconn.SSHHTTPAdapter
+    client.SSHHTTPAdapter = SSHHTTPAdapter  # who has imported the SDK before, without paramiko, has it without this name
 finally:
     if isinstance(_PARAMIKO, _Later):
         del sys.modules["paramiko"]
