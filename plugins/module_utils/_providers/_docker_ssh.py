@@ -43,7 +43,7 @@ except ImportError:  # no SDK: then nobody comes here
 else:
     SSHSocket, SSHConnection = sshconn.SSHSocket, sshconn.SSHConnection
     SSHConnectionPool, SSHHTTPAdapter = sshconn.SSHConnectionPool, sshconn.SSHHTTPAdapter
-    client.SSHHTTPAdapter = SSHHTTPAdapter  # who has imported the SDK before, without paramiko, has it without this name
+    vars(client)["SSHHTTPAdapter"] = SSHHTTPAdapter  # who has imported the SDK before, without paramiko, has it without this name
 finally:
     if isinstance(_PARAMIKO, _Later):
         del sys.modules["paramiko"]
