@@ -7,7 +7,8 @@
     python tests/load.py http://127.0.0.1:8080/ --rate 200 --seconds 10 --mix --slow /slow
 
 Requests leave at their appointed times whether or not earlier ones have been answered, and latencies count from the
-appointed time. It prints one JSON object when the time is over, on SIGTERM or SIGINT, or when a file appears:
+appointed time. It prints one JSON object when the time is over, on SIGTERM or SIGINT (but not before --least requests
+have been sent), or when a file appears:
 {url, seconds, sent, ok, failed, failures: {kind: count}, examples: [...], kinds: {GET, POST, new, reused, slow: count},
 p50_ms, p99_ms, max_ms, answers: {first line of the body: count}}, where sent = ok + failed; it exits 1 if any failed.
 
@@ -55,13 +56,14 @@ class StatusError(Exception):
 class Generator:
     """Sends requests to one URL and counts what became of them."""
 
-    def __init__(self, url: str, rate: float, mix: bool, slow: str, timeout: float):
+    def __init__(self, url: str, rate: float, mix: bool, slow: str, timeout: float, least: int = 0):
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise SystemExit(f"{url} is not an http URL")
         self.url, self.rate, self.mix, self.slow, self.timeout = url, rate, mix, slow, timeout
         self.host, self.port, self.path = parts.hostname, parts.port or 80, parts.path or "/"
         self.kept: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = deque()
+        self.least = least
         self.sent = self.ok = 0
         self.failures: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -72,10 +74,12 @@ class Generator:
         self.dice = random.Random(1)
 
     async def run(self, seconds: float, until_file: str) -> None:
-        """Sends until the time is over or told to stop, then waits for the answers that are due."""
+        """Sends until the time is over, or told to stop when the least is sent, then waits for the answers that are due."""
         tasks: set[asyncio.Task[None]] = set()
         self.started = begin = time.monotonic()
-        while not self.stopped and (now := time.monotonic()) < begin + seconds and not (until_file and os.path.exists(until_file)):
+        while (now := time.monotonic()) < begin + seconds and not (until_file and os.path.exists(until_file)):
+            if self.stopped and self.sent >= self.least:
+                break
             while self.sent < (now - begin) * self.rate:
                 appointed = begin + self.sent / self.rate
                 self.sent += 1
@@ -200,10 +204,12 @@ class Load:
     """The generator as a process beside a test; `result` is its report once the block is left.
 
     seconds bounds its life should nobody stop it. Entering returns when the first request has been answered or has failed.
+    However short the block, at least 50 requests are sent, so that no failures are never no requests.
     """
 
     def __init__(self, url: str, rate: float = 200, *, seconds: float = 900, mix: bool = True, slow: str = "", timeout: float = 30):
-        options = ["--rate", str(rate), "--seconds", str(seconds), "--timeout", str(timeout), "--slow", slow] + ["--mix"] * mix
+        options = ["--rate", str(rate), "--seconds", str(seconds), "--timeout", str(timeout), "--slow", slow, "--least", "50"]
+        options += ["--mix"] * mix
         self.command = [sys.executable, os.path.abspath(__file__), url, *options]
         self.patience = timeout + 30
         self.result: dict[str, Any] = {}
@@ -241,12 +247,13 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("--rate", type=float, default=200, help="requests a second (default 200)")
     parser.add_argument("--seconds", type=float, default=900, help="for how long, at most (default 900)")
+    parser.add_argument("--least", type=int, default=0, help="requests to send before a signal is heeded (default 0)")
     parser.add_argument("--until-file", default="", help="ends when this file appears")
     parser.add_argument("--mix", action="store_true", help="half of the requests POST, half on new connections")
     parser.add_argument("--slow", default="", metavar="PATH", help=f"a path that takes its time; {SLOW_SHARE:.0%} of the requests go there")
     parser.add_argument("--timeout", type=float, default=30, help="seconds until an answer counts as failed (default 30)")
     options = parser.parse_args()
-    generator = Generator(options.url, options.rate, options.mix, options.slow, options.timeout)
+    generator = Generator(options.url, options.rate, options.mix, options.slow, options.timeout, options.least)
 
     def stop() -> None:
         generator.stopped = generator.stopped or time.monotonic()

@@ -186,7 +186,6 @@ def test_releases_lose_nothing_under_load(haproxy: HAProxyProcess, origins: Orig
         release(balancer, servers(2, ports[2:4]), servers(3, ports[4:]), between)
         wait_until(lambda: all(origins.hits[port] > 5 for port in ports[4:]), "requests at the newest release")
     assert load.result["failed"] == 0, load.result
-    assert load.result["sent"] > 50
     assert haproxy.weights() == dict.fromkeys(names(servers(3, ports[4:])), 100)
     assert backend(haproxy).apply(servers(3, ports[4:]), OPTIONS, LEASE).actions == []
 

@@ -110,3 +110,10 @@ def test_a_connection_closed_in_use_is_not_forgiven(url: str) -> None:
 def test_a_port_where_nobody_listens_fails() -> None:
     report = generate("http://127.0.0.1:1/")
     assert report["failures"] == {"ConnectionRefusedError": report["sent"]}
+
+
+def test_the_least_is_sent_however_early_it_is_told_to_stop(url: str) -> None:
+    generator = Generator(url, rate=200, mix=True, slow="", timeout=5, least=20)
+    generator.stopped = 1.0
+    asyncio.run(generator.run(5, ""))
+    assert generator.report()["sent"] == generator.report()["ok"] == 20
