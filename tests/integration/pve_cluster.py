@@ -226,7 +226,10 @@ class CuttingProxy:
 
             def answer(self) -> None:
                 method, path = str(self.command), self.path.partition("?")[0].removeprefix("/api2/json")
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
+                if len(body) < length:  # who was sending it has been killed meanwhile
+                    return self.die()
                 proxy.hook(method, path)
                 if proxy._taken(proxy.drop, method, path):
                     return self.die()
