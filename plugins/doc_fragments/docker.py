@@ -39,7 +39,7 @@ options:
         type: bool
         default: true
 requirements:
-  - docker (the docker SDK for Python, 5.0 or later)
+  - docker (the docker SDK for Python, 7.1 or later)
   - Docker Engine 20.10 or later
 """
 
@@ -94,6 +94,7 @@ options:
     description:
       - The IPv4 address of the engine's host that published ports are bound to.
       - By default V(127.0.0.1) where engine and balancers are on this host, and the engine's own address for one at another host.
+      - Required where the engine is on this host and a balancer is not.
     type: str
   publish_ports:
     description: The ports that may be published, below 32768, V(20000-24999) by default.

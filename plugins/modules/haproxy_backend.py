@@ -57,7 +57,7 @@ options:
             description: The host that is asked for.
             type: str
       inter:
-        description: The time between two checks of a healthy server, V(1s) by default. The first one comes after at most 200 ms.
+        description: The time between two checks of a healthy server, V(1s) by default. The first one comes after at most 100 ms.
         type: str
       rise:
         description: How many checks bring a failed server back, V(2) by default.

@@ -11,7 +11,9 @@ short_description: Tell which template of a Proxmox VE cluster a name means
 version_added: 1.0.0
 description:
   - Finds the templates of a name, and the digest that names the image for good.
-  - A line C(phoenix.fleet.image=sha256:DIGEST) in a template's description states it. Replicas on several nodes need one and the same.
+  - >-
+    A line C(phoenix.fleet.image: sha256:DIGEST), of 64 hex digits, in a template's description states it.
+    Replicas on several nodes need one and the same.
   - Without it the digest is made of what Proxmox VE never gives twice, the UUID, the disks and the time of making.
 author:
   - The phoenix.fleet founders (@phoenix-fleet)

@@ -26,7 +26,7 @@ options:
     type: dict
     required: true
   image:
-    description: What the image means now, from M(phoenix.fleet.instances) with C(verb=image).
+    description: What the image means now, from M(phoenix.fleet.instances) with C(verb=observe) and C(image).
     type: dict
     default: {}
   instances:
@@ -63,7 +63,7 @@ EXAMPLES = r"""
   phoenix.fleet.release_plan:
     definition: "{{ fleet.definition }}"
     goal: "{{ fleet.goal }}"
-    image: "{{ image.image }}"
+    image: "{{ seen.image }}"
     instances: "{{ seen.instances }}"
     pools: "{{ seen.pools }}"
     balancers: "{{ balancers.results | map(attribute='balancer') }}"

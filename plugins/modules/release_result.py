@@ -85,7 +85,7 @@ live:
   type: int
 release:
   description: The release that the plan was about.
-  returned: always
+  returned: success
   type: dict
 planned:
   description: Whether there was anything to do.
@@ -93,7 +93,7 @@ planned:
   type: bool
 message:
   description: How it ended, in words.
-  returned: always
+  returned: success
   type: str
 """
 

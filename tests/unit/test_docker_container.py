@@ -122,7 +122,7 @@ def test_the_engine_is_the_one_that_the_docker_client_finds(monkeypatch: pytest.
 
 def test_the_missing_sdk_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "sdk", None)
-    with pytest.raises(RefusedError, match="-m pip install docker"):
+    with pytest.raises(RefusedError, match="-m pip install 'docker>=7.1'"):
         engine.required_sdk()
 
 

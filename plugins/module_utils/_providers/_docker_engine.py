@@ -62,7 +62,7 @@ SILENCE = 300
 
 def required_sdk() -> None:
     if sdk is None:
-        raise RefusedError("the docker provider", f"{sys.executable} has no docker SDK", f"Run: {sys.executable} -m pip install docker")
+        raise RefusedError("the docker provider", f"{sys.executable} has no docker SDK", f"Run: {sys.executable} -m pip install 'docker>=7.1'")
 
 
 def sites(options: Mapping[str, Any]) -> List[Dict[str, Any]]:
