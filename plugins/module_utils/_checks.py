@@ -247,15 +247,13 @@ def judge_command(code: int, output: str) -> str:
     return f"{ended}: {one_line(output)}".rstrip(": ")
 
 
-def judge_state(seen: Optional[Instance], words: Optional[LastWords] = None) -> str:
+def judge_state(seen: Optional[Instance], restarts: int = 0) -> str:
     """Why an instance cannot pass any more, from what its provider says: gone, stopped, or restarted; empty where it still can."""
     if seen is None:
         return "it is gone"
     if seen.state not in ("created", "running"):
         return f"it is {seen.state}"
-    if words is not None and words.restarts:
-        return f"it was restarted {times(words.restarts)}"
-    return ""
+    return f"it was restarted {times(restarts)}" if restarts > 0 else ""
 
 
 def title(check: Mapping[str, Any]) -> str:
@@ -309,6 +307,8 @@ def _read(answer: http.client.HTTPResponse, sock: Optional[socket.socket], until
             raise socket.timeout("the answer did not end in time")
         part = answer.read1(65536)
         if not part:
+            if answer.length:
+                raise http.client.IncompleteRead(data, answer.length)
             break
         data += part
     return data.decode("utf-8", "replace")
@@ -341,9 +341,13 @@ def _command(words: Sequence[str], instance: Instance, until: float) -> str:
 
 @dataclass
 class Outcome:
-    """What became of one instance: passed, or why not (which check, and the answer last seen)."""
+    """What became of one instance: passed, or why not (which check, and the answer last seen).
+
+    restarts is how often one that ran before had been restarted by then, None where that is not known.
+    """
 
     instance: Instance
+    restarts: Optional[int] = None
     passed: bool = False
     attempts: int = 0
     check: str = ""
@@ -351,6 +355,11 @@ class Outcome:
 
     def told(self) -> str:
         return f"{self.check}: {self.seen}" if self.check else self.seen
+
+    def restarted(self, words: LastWords) -> int:
+        """How often since it was asked to run: what ran before may have had its accidents weeks ago, which condemn nobody now."""
+        before = self.restarts if self.instance.state == "running" else 0
+        return words.restarts - before if before is not None else 0
 
 
 def run(
@@ -364,22 +373,35 @@ def run(
     instance that did not pass, the check, the answer last seen, and what the provider knows of it; and what the provider raises
     where it cannot say at the end that the instances which passed still run.
     """
-    outcomes = tuple(Outcome(instance) for instance in instances)
     started = time.monotonic()
+    before = _restarts(instances, provider) if provider is not None else {}
+    outcomes = tuple(Outcome(item, restarts=before.get(item.name)) for item in instances)
     failed = _poll(outcomes, tuple(checks), started + timeout, provider, say) if outcomes else []
     if failed:
         raise _failure(outcomes, failed, provider, time.monotonic() - started)
     if provider is not None:
-        verify(instances, provider)
+        _verify(outcomes, provider)
     return outcomes
 
 
 def verify(instances: Sequence[Instance], provider: Provider) -> None:
     """Raises DeadlineError where the provider says that one does not run, or was restarted; and what the provider raises."""
-    outcomes = [Outcome(item, passed=True) for item in instances]
+    _verify([Outcome(item) for item in instances], provider)
+
+
+def _verify(outcomes: Sequence[Outcome], provider: Provider) -> None:
     fallen = _fallen(outcomes, provider)
     if fallen:
         raise _failure(outcomes, fallen, provider, 0.0)
+
+
+def _restarts(instances: Sequence[Instance], provider: Provider) -> Dict[str, int]:
+    """How often those that ran before they were asked have been restarted in all their life, none where nobody knows."""
+    ran = [item for item in instances if item.state == "running"]
+    try:
+        return {item.name: item.restarts for item in provider.last_words(list(_seen(ran, provider).values()), log=False)} if ran else {}
+    except FleetError:
+        return {}
 
 
 def _poll(
@@ -464,7 +486,8 @@ def _fallen(outcomes: Sequence[Outcome], provider: Provider) -> List[Outcome]:
     words = {item.name: item for item in provider.last_words(list(seen.values()), log=False)}
     found = []
     for outcome in outcomes:
-        reason = judge_state(seen.get(outcome.instance.name), words.get(outcome.instance.name))
+        told = words.get(outcome.instance.name)
+        reason = judge_state(seen.get(outcome.instance.name), outcome.restarted(told) if told else 0)
         if reason:
             outcome.seen = f"{outcome.told()}; {reason}" if outcome.check else reason
             outcome.check = ""

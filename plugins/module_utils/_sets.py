@@ -16,7 +16,7 @@ import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count, repeat
+from itertools import repeat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 from ._errors import FleetError, InvalidError, RefusedError
@@ -184,18 +184,22 @@ def placed(
         address, port = next(free[host], ("", 0))
         if not port:
             raise RefusedError(f"{face.place} {host}", "no address is free there", face.room)
+        number = next(numbers, -1)
+        if number < 0:
+            first, last = pools[0].ids
+            raise RefusedError(f"{face.place} {host}", f"no number is left from {first} to {last}", "Widen the provider's range of ids")
         load[host] += 1
         fleet, release = params["fleet"], params["release"]
         name = f"{fleet}-r{release}-{slot}"
-        planned.append(Instance(name, host, fleet, release, slot, form.image.digest, address, port, form.revision, number=next(numbers)))
+        planned.append(Instance(name, host, fleet, release, slot, form.image.digest, address, port, form.revision, number=number))
     return tuple(planned)
 
 
 def fresh(pools: Sequence[Pool]) -> Iterator[int]:
     """Numbers above all that are in use, zeros where instances need none. Without a ledger nobody knows which were in use before."""
-    first = pools[0].ids[0] if pools else 0
+    first, last = pools[0].ids if pools else (0, 0)
     used = [int(key[1:]) for pool in pools for key in pool.taken if key.startswith("#")]
-    return count(max([first, *(number + 1 for number in used)])) if first else repeat(0)
+    return iter(range(max([first, *(number + 1 for number in used)]), last + 1)) if first else repeat(0)
 
 
 def places(pool: Pool) -> Iterator[Tuple[str, int]]:

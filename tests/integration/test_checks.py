@@ -31,7 +31,9 @@ SCRIPT = "echo cannot reach the database; exit 3"
 
 
 class Service(http.server.ThreadingHTTPServer):
-    """Answers /health with 503 until it was asked `ill` times, and then with `ok`; /drip without an end; /private with the token alone."""
+    """Answers /health with 503 until it was asked `ill` times, and then with `ok`; /drip without an end; /short with less than it said;
+    /private with the token alone.
+    """
 
     request_queue_size = 256
     daemon_threads = True
@@ -48,6 +50,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(dict(self.headers))
+        if self.path == "/short":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"ok")
+            return
         if self.path == "/drip":
             self.send_response(200)
             self.end_headers()
@@ -139,6 +147,11 @@ def test_an_answer_without_an_end_is_given_up(service: Service, check: dict[str,
     assert _checks.attempt(check, instance(service.server_port), time.monotonic() + 0.3) == words
 
 
+def test_half_an_answer_is_no_pass(service: Service) -> None:
+    words = _checks.attempt({"http": {"path": "/short"}}, instance(service.server_port), time.monotonic() + 10)
+    assert words == "IncompleteRead: IncompleteRead(2 bytes read, 998 more expected)"
+
+
 def test_silence_is_no_pass() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(DeadlineError, match="http /: no answer in time"):
         run([instance(mute.getsockname()[1])], {"http": {}}, timeout=0.5)
@@ -183,6 +196,20 @@ class Said:
 def test_one_that_passed_but_does_not_run_on_fails(service: Service, provider: Any, words: str) -> None:
     with pytest.raises(DeadlineError, match=words):
         run([instance(service.server_port)], {"http": {}}, provider=provider)
+
+
+def test_what_ran_before_is_not_condemned_for_restarts_of_long_ago(service: Service) -> None:
+    class Restarting(Said):
+        def last_words(self, instances: Any, log: bool = True) -> tuple[LastWords, ...]:
+            self.restarts += self.state == "running" and bool(service.asked)
+            return super().last_words(instances, log)
+
+    before = instance(service.server_port, id="1f", state="running")
+    run([before], {"http": {}}, provider=Said(restarts=3))  # type: ignore[arg-type]
+    _checks.verify([before], Said(restarts=3))  # type: ignore[arg-type]
+    service.asked.clear()
+    with pytest.raises(DeadlineError, match="it was restarted once"):
+        run([before], {"http": {}}, provider=Restarting(restarts=3))  # type: ignore[arg-type]
 
 
 def test_one_that_exited_does_not_wait_for_the_deadline() -> None:

@@ -27,7 +27,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image,
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import docker as docker_provider
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Provider
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import connect
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import DockerProvider, connect
 from ansible_collections.phoenix.fleet.tests.contract.provider_contract import Case, ProviderContract
 from ansible_collections.phoenix.fleet.tests.integration.docker_engine import DockerEngine, build, copy, until
 
@@ -250,6 +250,7 @@ def test_a_port_that_something_else_holds_is_told_with_the_remedy(make: MakeCase
 @pytest.mark.parametrize(("options", "balancers", "remedy"), [
     ({"address": "network"}, ["192.0.2.200"], "Set fleet_docker.address to published"),
     ({"publish_address": "127.0.0.1"}, ["192.0.2.200"], "Set fleet_docker.publish_address"),
+    ({"publish_address": "172.30.5.7"}, ["192.0.2.200"], "Set fleet_docker.subnet"),
 ])
 def test_addresses_that_a_balancer_cannot_reach_are_refused(engine: DockerEngine, options: Any, balancers: Any, remedy: str) -> None:
     with pytest.raises(RefusedError, match=remedy):
@@ -288,9 +289,9 @@ def test_a_subnet_that_is_somebody_elses_is_refused_before_anything_is_made(
 ) -> None:
     case = make()
     overlap = "172.29.201.128/25"
-    if owner == "network":
+    if owner == "network":  # which an engine before 25 keeps as it was written
         with case.client() as client:
-            client.create_network("somebodys", ipam={"Driver": "default", "Config": [{"Subnet": overlap}]})
+            client.create_network("somebodys", ipam={"Driver": "default", "Config": [{"Subnet": "172.29.201.130/25"}]})
     else:
         monkeypatch.setattr(docker_provider, "routes", lambda: [("eth9", ipaddress.IPv4Network(overlap), owner == "gateway")])
     named = "network somebodys" if owner == "network" else "interface eth9"
@@ -317,6 +318,13 @@ def test_a_network_that_instances_with_published_ports_join_is_made_where_it_is_
     case = make(address="published", network="phoenix-joined")
     item = case.created(1)[0]
     assert list(case.inspect(item)["NetworkSettings"]["Networks"]) == ["phoenix-joined"]
+
+
+def test_an_engine_may_have_a_network_of_its_own_that_they_join(make: MakeCase) -> None:
+    case = make(address="published")
+    case.options["hosts"][0]["network"] = "phoenix-own"
+    case.provider = connect(case.options)
+    assert list(case.inspect(case.created(1)[0])["NetworkSettings"]["Networks"]) == ["phoenix-own"]
 
 
 # What an instance is made of
@@ -385,6 +393,44 @@ def test_secrets_go_with_the_last_instance_of_their_release(make: MakeCase) -> N
     assert volumes() == [f"{case.fleet}-r2"]
     case.provider.destroy(second, 1)
     assert volumes() == []
+
+
+def test_no_secret_is_left_where_no_instance_is(make: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(secrets={"password": "x"})
+    with case.client() as client:
+        with pytest.raises(RefusedError, match="Check fleet_docker.mounts"):
+            refused = replace(case.blueprint, options={**case.options, "mounts": ["/nonexistent:/data"]})
+            case.provider.create(case.planned(1), refused)
+        assert not client.volumes()["Volumes"]
+
+        def killed(*_args: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(DockerProvider, "_fill", killed)
+        with pytest.raises(KeyboardInterrupt):
+            case.created(2)
+        begun = case.provider.observe(case.fleet)
+        assert [item.state for item in begun] == ["created", "created"], "who finds them finds the secrets"
+        case.provider.destroy(begun, 1)
+        assert not client.volumes()["Volumes"]
+
+
+def test_an_account_is_found_behind_a_link(make: MakeCase) -> None:
+    """As in images that Nix makes: /etc/passwd leads into the store."""
+    case = make(secrets={"password": "x"}, user="linked")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link, table = tarfile.TarInfo("etc/passwd"), tarfile.TarInfo("store/passwd")
+        link.type, link.linkname, table.size = tarfile.SYMTYPE, "../store/passwd", 33
+        archive.addfile(link)
+        archive.addfile(table, io.BytesIO(b"linked:x:4321:4321:::/bin/sh\n".ljust(33, b"\n")))
+    with case.client() as client:
+        made = client.create_container_from_config({"Image": IMAGE}, name=f"{case.fleet}-link")["Id"]
+        client.put_archive(made, "/", buffer.getvalue())
+        client.commit(made, repository="linked", tag="1")
+    case.blueprint = replace(case.blueprint, image=case.provider.image("linked:1"))
+    item = case.created(1)[0]
+    assert case.run(item, "id", "-u") == "4321\n" and case.run(item, "cat", "/run/secrets/password") == "x"
 
 
 def test_a_start_uses_the_current_secrets_and_leaves_running_ones_alone(make: MakeCase) -> None:

@@ -6,22 +6,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import socket
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 from ansible_collections.phoenix.fleet.plugins.module_utils._concurrency import each
 from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import FACE
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image, Instance, Pool
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_container as container
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine as engine
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _hosts
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._docker_options import shape
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._hosts import same_place
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import DockerProvider
 from ansible_collections.phoenix.fleet.plugins.module_utils._sets import hash_of, placed, places
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +40,7 @@ BLUEPRINT = Blueprint(Image("shop:1", "shop@sha256:1"), "abc", "ours", "4be1c2d"
 
 def listed(**changes: Any) -> dict[str, Any]:
     """The listing's entry of the container that PLANNED becomes."""
-    config = container.container_config(PLANNED, BLUEPRINT, {}, "phoenix", "2026-11-20T03:00:00Z")
+    config = container.container_config(PLANNED, BLUEPRINT, {}, "phoenix", "2026-11-20T03:00:00Z", published=False)
     return {"Id": "9f3c", "Names": ["/web-r7-1"], "Labels": config["Labels"], "State": "running", "Status": "Up 2 minutes", **changes}
 
 
@@ -62,13 +70,16 @@ def test_state_and_health_are_read_from_the_listing(state: str, status: str, exp
 
 
 def test_published_instances_bind_their_own_port_to_the_services() -> None:
-    config = container.container_config(PLANNED, BLUEPRINT, {}, None, "now")
+    config = container.container_config(PLANNED, BLUEPRINT, {}, None, "now", published=True)
     assert config["HostConfig"]["PortBindings"] == {"8080/tcp": [{"HostIp": "172.30.0.2", "HostPort": "8080"}]}
     assert "NetworkMode" not in config["HostConfig"] and "NetworkingConfig" not in config
+    joined = container.container_config(PLANNED, BLUEPRINT, {}, "apps", "now", published=True)
+    assert joined["HostConfig"] == {**config["HostConfig"], "NetworkMode": "apps"} and "NetworkingConfig" not in joined
 
 
 def test_the_fleets_variables_win() -> None:
-    config = container.container_config(PLANNED, BLUEPRINT, {"environment": {"A": "$b", "PHOENIX_RELEASE": "9"}}, None, "now")
+    options = {"environment": {"A": "$b", "PHOENIX_RELEASE": "9"}}
+    config = container.container_config(PLANNED, BLUEPRINT, options, None, "now", published=True)
     assert [line for line in config["Env"] if line.startswith(("A", "PHOENIX_RELEASE"))] == ["A=$b", "PHOENIX_RELEASE=7"]
 
 
@@ -120,6 +131,71 @@ def test_the_engine_is_the_one_that_the_docker_client_finds(monkeypatch: pytest.
     assert engine.sites({}) == [{"url": "unix:///var/run/docker.sock", "name": "local"}]
 
 
+def test_the_engine_of_the_docker_clients_context_is_taken_or_nobodys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"currentContext": "staging"}')
+    for name, host in (("staging", "tcp://192.0.2.6:2375"), ("prod", "tcp://192.0.2.5:2375")):
+        folder = tmp_path / "contexts" / "meta" / hashlib.sha256(name.encode()).hexdigest()
+        folder.mkdir(parents=True)
+        (folder / "meta.json").write_text(json.dumps({"Name": name, "Metadata": {}, "Endpoints": {"docker": {"Host": host}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+    assert engine.found_by_client()["url"] == "tcp://192.0.2.6:2375"
+    monkeypatch.setenv("DOCKER_CONTEXT", "prod")
+    assert engine.found_by_client()["url"] == "tcp://192.0.2.5:2375"
+    monkeypatch.setenv("DOCKER_CONTEXT", "gone")
+    with pytest.raises(RefusedError, match="context gone: there is none of that name"):
+        engine.found_by_client()
+
+
+class Containerd:
+    """An engine with containerd's store: it says of every image that it was in a registry. Debian's engine has no such store."""
+
+    name = "one"
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def maybe(self, doing: str, method: str, reference: str) -> dict[str, Any]:
+        return {"Id": "sha256:" + "c" * 64, "RepoDigests": [f"{reference.split(':')[0]}@sha256:{'c' * 64}"]}
+
+    def ask_registry(self, reference: str, local: bool) -> str:
+        raise engine.Refusal(f"image {reference}", "no", "", self.status)
+
+
+@pytest.mark.parametrize(("reference", "status", "known"), [
+    ("shop:1", 401, True), ("shop:1", 404, True), ("shop:1", 500, False), ("acme/shop:1", 401, False), ("localhost/shop:1", 404, False),
+])
+def test_an_image_that_was_in_no_registry_is_known_where_the_engine_says_it_was(reference: str, status: int, known: bool) -> None:
+    provider = DockerProvider([Containerd(status)], {})  # type: ignore[list-item]
+    if known:
+        assert provider.image(reference) == Image(reference, "sha256:" + "c" * 64)
+    else:
+        with pytest.raises(RefusedError):
+            provider.image(reference)
+
+
+def test_an_engine_that_goes_in_the_middle_of_a_pull_is_told_as_one() -> None:
+    def pull(*_args: Any, **_options: Any) -> Any:
+        raise urllib3.exceptions.ProtocolError("Connection broken", OSError())
+
+    gone = object.__new__(engine.Engine)
+    gone.name, gone.url, gone.registry, gone.client = "one", "tcp://192.0.2.1:2376", None, SimpleNamespace(pull=pull)
+    with pytest.raises(UnreachableError, match="engine one, pulling shop:1 .*Connection broken"):
+        gone.pull("shop:1")
+
+
+@pytest.mark.parametrize("listed_by_kernel", [True, False])
+def test_a_host_that_binds_to_all_addresses_knows_its_own(monkeypatch: pytest.MonkeyPatch, listed_by_kernel: bool) -> None:
+    """As with ip_nonlocal_bind, which is the whole machine's."""
+    address = "192.0.2.77"
+    table = f"  |-- {address}\n     /32 host LOCAL\n" if listed_by_kernel else ""
+    files = {"/proc/sys/net/ipv4/ip_nonlocal_bind": "1\n", "/proc/net/fib_trie": table}
+    monkeypatch.setattr(_hosts, "_told", lambda path: files[path])
+    monkeypatch.setattr(socket.socket, "bind", lambda self, where: None)
+    assert _hosts.is_here(address) is listed_by_kernel and _hosts.is_here("127.0.0.2")
+
+
 def test_the_missing_sdk_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "sdk", None)
     with pytest.raises(RefusedError, match="-m pip install 'docker>=7.1'"):
@@ -144,6 +220,13 @@ def test_a_full_pool_is_refused() -> None:
     assert len(list(places(pool))) == 2
     with pytest.raises(RefusedError, match="no address is free"):
         placed(FACE, [1, 2, 3], [], [pool], {"fleet": "web", "release": 7}, BLUEPRINT)
+
+
+def test_numbers_end_where_their_range_does() -> None:
+    pool = Pool("pve1", "network", "10.0.0.1", "10.0.0.9", (80, 80), ("#109",), ids=(100, 110))
+    assert [item.number for item in placed(FACE, [1], [], [pool], {"fleet": "web", "release": 7}, BLUEPRINT)] == [110]
+    with pytest.raises(RefusedError, match="no number is left from 100 to 110"):
+        placed(FACE, [1, 2], [], [pool], {"fleet": "web", "release": 7}, BLUEPRINT)
 
 
 def test_a_hash_gives_no_secret_away_and_tells_everything_else_apart() -> None:

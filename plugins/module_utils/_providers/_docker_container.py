@@ -105,11 +105,11 @@ def secrets_of(fleet: str, release: int) -> str:
 
 
 def container_config(
-    instance: Instance, blueprint: Blueprint, options: Mapping[str, Any], network: Optional[str], created: str,
+    instance: Instance, blueprint: Blueprint, options: Mapping[str, Any], network: Optional[str], created: str, published: bool,
 ) -> Dict[str, Any]:
-    """What the engine is asked to create. network: the one the instance has its address on; None where its port is published.
+    """What the engine is asked to create. network: the one to be on, None for the engine's default one.
 
-    Pure; options are settled ones.
+    published: its address is a port of the engine's host, and not one of its own on the network. Pure; options are settled ones.
     """
     labels = marker_of(instance, blueprint, created)
     labels[ADDRESS] = f"{instance.address}:{instance.port}"
@@ -124,12 +124,11 @@ def container_config(
     }
     if network:
         host["NetworkMode"] = network
-        config["NetworkingConfig"] = {"EndpointsConfig": {network: {"IPAMConfig": {"IPv4Address": instance.address}}}}
-    else:
+    if published:
         config["ExposedPorts"] = {f"{blueprint.port}/tcp": {}}
         host["PortBindings"] = {f"{blueprint.port}/tcp": [{"HostIp": instance.address, "HostPort": str(instance.port)}]}
-        if options.get("network"):
-            host["NetworkMode"] = options["network"]
+    else:
+        config["NetworkingConfig"] = {"EndpointsConfig": {network: {"IPAMConfig": {"IPv4Address": instance.address}}}}
     if options.get("secrets"):
         host["Mounts"].append(dict(mount_of(secrets_of(instance.fleet, instance.release), SECRETS, True), VolumeOptions={"NoCopy": True}))
     if options.get("memory"):

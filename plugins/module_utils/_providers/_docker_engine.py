@@ -27,10 +27,11 @@ from ._marker import NAME
 try:
     import docker as sdk
     from docker.context import ContextAPI
+    from docker.context.config import get_current_context_name
     from docker.errors import APIError, DockerException, TLSParameterError
     from docker.tls import TLSConfig
     from requests.exceptions import ReadTimeout, RequestException
-    from urllib3.exceptions import ReadTimeoutError
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     class Client(sdk.APIClient):
         """The SDK's client, for which the authority that it was given counts: by itself REQUESTS_CA_BUNDLE outranks that (measured).
@@ -62,7 +63,8 @@ SILENCE = 300
 
 def required_sdk() -> None:
     if sdk is None:
-        raise RefusedError("the docker provider", f"{sys.executable} has no docker SDK", f"Run: {sys.executable} -m pip install 'docker>=7.1'")
+        remedy = f"Run: {sys.executable} -m pip install 'docker>=7.1'"
+        raise RefusedError("the docker provider", f"{sys.executable} has no docker SDK", remedy)
 
 
 def sites(options: Mapping[str, Any]) -> List[Dict[str, Any]]:
@@ -80,7 +82,7 @@ def sites(options: Mapping[str, Any]) -> List[Dict[str, Any]]:
 
 
 def found_by_client() -> Dict[str, Any]:
-    """The engine that the docker client finds: DOCKER_HOST with its TLS settings, else the current context, else the usual socket."""
+    """The engine that the docker client finds: DOCKER_HOST with its TLS settings, else DOCKER_CONTEXT or the current context."""
     url = os.environ.get("DOCKER_HOST")
     if url:
         folder = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
@@ -89,12 +91,15 @@ def found_by_client() -> Dict[str, Any]:
         files = {"ca_path": "ca.pem", "client_cert": "cert.pem", "client_key": "key.pem"}
         tls: Dict[str, Any] = {key: os.path.join(folder, file) for key, file in files.items()}
         return {"url": url, "tls": dict(tls, validate_certs=bool(os.environ.get("DOCKER_TLS_VERIFY")))}
+    remedy = "Set fleet_docker.hosts, or see: docker context ls"
+    name = os.environ.get("DOCKER_CONTEXT")
     try:
-        context = ContextAPI.get_context()
+        context = ContextAPI.get_context(name)
     except Exception as error:  # whatever a broken context file makes the SDK raise
-        remedy = "Set fleet_docker.hosts, or run: docker context use default"
         raise RefusedError("the docker client's context", str(error), remedy) from error
-    if context is None or not context.Host or context.Host.startswith("npipe"):
+    if context is None:
+        raise RefusedError(f"the docker client's context {name or get_current_context_name()}", "there is none of that name", remedy)
+    if not context.Host or context.Host.startswith("npipe"):
         return {"url": "unix:///var/run/docker.sock"}
     material = getattr(context, "TLSConfig", None)
     if not material:
@@ -209,31 +214,33 @@ class Engine:
         except (ReadTimeout, ReadTimeoutError) as error:
             remedy = f"See there whether registry {registry_of(reference)} answers: docker pull {reference}"
             raise UnreachableError(f"engine {self.name}, {doing}", f"it told nothing more for {SILENCE} s", remedy) from error
-        except (DockerException, RequestException, OSError) as error:
+        except (DockerException, RequestException, HTTPError, OSError) as error:
             try:
                 self._fail(doing, error)
             except Refusal as refusal:
                 raise self._without(reference, False, refusal) from error
 
-    def _without(self, reference: str, local: bool, error: Refusal) -> RefusedError:
+    def _without(self, reference: str, local: bool, error: Refusal) -> Refusal:
         """Why there is no answer from an image's registry, and what to do; its own words stay."""
         server, account = registry_of(reference), self.credentials(reference)
+        own = ["set fleet_docker.pull to never if it was built or loaded there"] if local else []
         remedies = ["check the name" if local else "check the name, build or load the image on the engine"]
         if error.status in (401, 403) or re.search(r"unauthorized|denied|no basic auth|authentication required", error.cause, re.I):
             cause = f"registry {server} wants credentials for it"
             remedies += [f"set fleet_docker.registry to {{server: {server}, username: ..., password: ...}}", "log in with docker login"]
+            remedies += own
             if account:
                 cause = f"registry {server} refuses user {account['username']} with the password given"
                 remedies = ["check username and password in fleet_docker.registry"]
         elif error.status == 404:
             cause = f"registry {server} does not have it"
-            remedies += ["push it there"]
+            remedies += ["push it there", *own]
         else:
             cause = f"registry {server} could not be asked"
             remedies += ["bring the registry back", "set fleet_docker.pull to never"] if local else ["bring the registry back"]
         absent = "" if local else f"engine {self.name} does not have it, and "
         remedy = ", or ".join([", ".join(remedies[:-1]), remedies[-1]] if remedies[:-1] else remedies)
-        return RefusedError(f"image {reference}", f"{absent}{cause} ({error.cause.rstrip('.')})", remedy[0].upper() + remedy[1:])
+        return Refusal(f"image {reference}", f"{absent}{cause} ({error.cause.rstrip('.')})", remedy[0].upper() + remedy[1:], error.status)
 
 
 class Refusal(RefusedError):
@@ -256,7 +263,7 @@ _REMEDIES = (
     (r"no space left", "Free space on the engine, e.g. with docker system prune"),
     (r"unable to find user|unknown user", "Name a user that the image has, or a number, in fleet_docker.user"),
     (r"executable file not found|no such file or directory.*exec|exec.*no such file", "Check the image's command, or fleet_docker.command"),
-    (r"logging driver|log driver|log opt", "Check fleet_docker.log_driver and fleet_docker.log_options"),
+    (r"logging driver|logging plugin|log driver|log opt", "Check fleet_docker.log_driver and fleet_docker.log_options"),
     (r"minimum memory|memory limit", "Raise fleet_docker.memory"),
     (r"cpus available", "Lower fleet_docker.cpus"),
     (r"bind source path does not exist|invalid mount", "Check fleet_docker.mounts; the source must exist on the engine's host"),

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import struct
 from typing import List, Tuple
@@ -18,17 +19,31 @@ LOOPBACK = ("local", "localhost", "ip6-localhost")
 
 def is_here(host: str) -> bool:
     """True for a name or address of this machine: one that a socket can be bound to."""
-    if host in LOOPBACK:
+    return host in LOOPBACK or any(map(_is_own, resolved(host)))
+
+
+def _is_own(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    try:
+        with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    if ip.is_loopback or _told(f"/proc/sys/net/ipv{ip.version}/ip_nonlocal_bind").strip() != "1":
         return True
-    for address in resolved(host):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.bind((address, 0))
-            return True
-        except OSError:
-            continue
-    return False
+    # Where that is set, as beside keepalived, every address can be bound to: then the kernel's own tables count.
+    if ip.version == 6:
+        return any(line.startswith(ip.packed.hex()) for line in _told("/proc/net/if_inet6").splitlines())
+    return re.search(rf"-- {re.escape(address)}\n\s+/32 host LOCAL", _told("/proc/net/fib_trie")) is not None
+
+
+def _told(path: str) -> str:
+    """What the kernel says there, nothing where it has no such file."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def resolved(host: str) -> List[str]:
@@ -51,11 +66,7 @@ def routes(path: str = "/proc/net/route") -> List[Tuple[str, ipaddress.IPv4Netwo
 
     None where the kernel does not tell. The table has an address as the number that its bytes are in this machine's memory.
     """
-    try:
-        with open(path, encoding="ascii") as file:
-            rows = [line.split() for line in file.readlines()[1:]]
-    except OSError:
-        return []
+    rows = [line.split() for line in _told(path).splitlines()[1:]]
     found = []
     for interface, destination, gateway, flags, *rest in rows:
         address, mask = (socket.inet_ntoa(struct.pack("=L", int(text, 16))) for text in (destination, rest[3]))

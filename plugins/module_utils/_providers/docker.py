@@ -19,10 +19,10 @@ import json
 import tarfile
 import time
 from datetime import datetime, timezone
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .._concurrency import LIMIT, each
-from .._errors import InvalidError, RefusedError
+from .._errors import FleetError, InvalidError, RefusedError
 from .._model import Image, Instance, LastWords, Pool
 from ._docker_container import (
     MEMORY,
@@ -88,7 +88,14 @@ class DockerProvider:
         if local and self.options.get("pull") == "never":
             return Image(reference, known[0] if known else local["Id"])
         # Only the registry knows what a tag means now.
-        return Image(reference, f"{repository_of(reference)}@{engine.ask_registry(reference, bool(local))}")
+        try:
+            return Image(reference, f"{repository_of(reference)}@{engine.ask_registry(reference, bool(local))}")
+        except Refusal as error:
+            # With containerd's store an engine says of every image that it was in a registry. Those without a slash in their name are
+            # shown to everybody there: one that is not was built or loaded here.
+            if local and "/" not in reference and error.status in (401, 403, 404):
+                return Image(reference, local["Id"])
+            raise
 
     def present(self, image: Image) -> Tuple[str, ...]:
         """The names of the engines that have this image."""
@@ -122,6 +129,11 @@ class DockerProvider:
                 f"fleet {fleet}, engine {engine.name}",
                 f"balancer {(far or ['?'])[0]} cannot reach ports published on {address or 'an address that is not known'}",
                 "Set fleet_docker.publish_address to an address of the engine's host that the balancers reach",
+            )
+        if ipaddress.ip_address(address) in engine.subnet:  # by which an instance's own address is told from a published one
+            raise RefusedError(
+                f"fleet {fleet}, engine {engine.name}", f"ports published on {address} are within the fleets' own subnet {engine.subnet}",
+                "Set fleet_docker.subnet (and ip_range, where it is set) to a network that is free there, such as a /24 of 10.0.0.0/8",
             )
         return "published", address
 
@@ -239,39 +251,45 @@ class DockerProvider:
     def create(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
         options = settled_of(blueprint)
         self.preflight(instances, blueprint)
-        each(lambda part: self._make_ready(*part, blueprint, options), self._by_engine(instances))
+        parts = self._by_engine(instances)
+        each(lambda part: self._make_ready(*part, blueprint, options), parts)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        each(lambda item: self._create(item, blueprint, options, created), instances, LIMIT * len(self.engines))
+        try:
+            made = each(lambda item: self._create(item, blueprint, options, created), instances, LIMIT * len(self.engines))
+        except FleetError:
+            each(lambda part: self._sweep(part[0], instances[0].fleet, {blueprint.ledger}), parts)
+            raise
+        # Not before there are instances: who takes those away, whenever that is, takes the secrets too.
+        each(lambda part: self._write_secrets(*part, blueprint, options), parts)
+        each(lambda pair: self._start(*pair), list(zip(instances, made)), LIMIT * len(self.engines))
         return self._as_seen(instances)
 
     def _make_ready(self, engine: Engine, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> None:
-        """Image, network and secrets on one engine."""
+        """Image, network and a volume for the secrets on one engine."""
         if self._lacks_network(engine, instances):
             self._create_network(engine)
-        image = self._image(engine, blueprint)
-        if not is_id(blueprint.image.digest) and (not image or options.get("pull") == "always"):
+        if not is_id(blueprint.image.digest) and (options.get("pull") == "always" or not self._image(engine, blueprint)):
             engine.pull(blueprint.image.digest)
-            image = self._image(engine, blueprint)
         if options.get("secrets"):
-            seen = engine.instances(instances[0].fleet)
             for release in sorted({item.release for item in instances}):
-                # Of a release that runs here nothing is changed, its secrets neither.
-                if not any(item.release == release and item.state in ("running", "restarting") for item in seen):
-                    self._write_secrets(engine, instances[0].fleet, release, blueprint, options, image or {})
+                self._make_volume(engine, instances[0].fleet, release, blueprint)
 
-    def _create(self, instance: Instance, blueprint: Blueprint, options: Mapping[str, Any], created: str) -> None:
+    def _create(self, instance: Instance, blueprint: Blueprint, options: Mapping[str, Any], created: str) -> str:
+        """The container's id."""
         engine = self._engine(instance)
-        network = (engine.network or NETWORK) if self._on_network(engine, instance) else None
-        if not network and not blueprint.port:
+        own = self._on_network(engine, instance)
+        if not own and not blueprint.port:
             raise InvalidError([f"port: the port of the service inside {instance.name} is needed to publish it"])
-        config = container_config(instance, blueprint, options, network, created)
+        config = container_config(instance, blueprint, options, engine.network or (NETWORK if own else None), created, published=not own)
         try:
-            made = engine.call(f"creating {instance.name}", "create_container_from_config", config, name=instance.name)["Id"]
+            return str(engine.call(f"creating {instance.name}", "create_container_from_config", config, name=instance.name)["Id"])
         except Refusal as error:
             if error.status != 409:
                 raise
-            made = self._taken_as_it_is(engine, instance, blueprint)
-        engine.call(f"starting {instance.name}", "start", made)
+            return self._taken_as_it_is(engine, instance, blueprint)
+
+    def _start(self, instance: Instance, container: str) -> None:
+        self._engine(instance).call(f"starting {instance.name}", "start", container)
 
     def _taken_as_it_is(self, engine: Engine, instance: Instance, blueprint: Blueprint) -> str:
         """The id of the container that has the instance's name already, if it is the same instance."""
@@ -296,8 +314,10 @@ class DockerProvider:
             raise RefusedError(names, "vanished from the engine", "Release anew, or heal")
         idle = [item for engine, item in present if item.state not in ("running", "restarting")]
         if options.get("secrets"):
-            each(lambda part: self._make_ready(*part, blueprint, dict(options, pull="missing")), self._by_engine(idle))
-        each(lambda item: self._engine(item).call(f"starting {item.name}", "start", item.id), idle, LIMIT * len(self.engines))
+            parts = self._by_engine(idle)
+            each(lambda part: self._make_ready(*part, blueprint, dict(options, pull="missing")), parts)
+            each(lambda part: self._write_secrets(*part, blueprint, options), parts)
+        each(lambda item: self._start(item, item.id), idle, LIMIT * len(self.engines))
         return self._as_seen(instances)
 
     def stop(self, instances: Sequence[Instance], timeout: int) -> None:
@@ -316,13 +336,12 @@ class DockerProvider:
                     raise
 
         each(end, self._own(instances), LIMIT * len(self.engines))
-        each(lambda part: self._sweep(*part), self._by_engine(instances))
+        for engine, gone in self._by_engine(instances):
+            self._sweep(engine, gone[0].fleet, {item.marker.get(LEDGER, "") for item in gone})
 
-    def _sweep(self, engine: Engine, gone: Sequence[Instance]) -> None:
+    def _sweep(self, engine: Engine, fleet: str, ledgers: Container[str]) -> None:
         """Remove the secrets of releases that have no instance on this engine any more."""
-        fleet = gone[0].fleet
         answer = engine.call("listing volumes", "volumes", filters={"label": [f"{NAME}={fleet}"]})
-        ledgers = {item.marker.get(LEDGER, "") for item in gone}
         volumes = [volume for volume in answer.get("Volumes") or [] if (volume.get("Labels") or {}).get(LEDGER) in ledgers]
         kept = {secrets_of(fleet, item.release) for item in engine.instances(fleet)} if volumes else set()
         for volume in volumes:
@@ -440,8 +459,8 @@ class DockerProvider:
         """
         for other in engine.call("listing networks", "networks"):
             for item in (other.get("IPAM") or {}).get("Config") or [] if other["Name"] != name else ():
-                if ":" not in item.get("Subnet", ":"):
-                    yield ipaddress.IPv4Network(item["Subnet"]), f"network {other['Name']}"
+                if ":" not in item.get("Subnet", ":"):  # engines before 25 keep it as it was written, an address within it too
+                    yield ipaddress.IPv4Network(item["Subnet"], strict=False), f"network {other['Name']}"
         for interface, network, far in routes() if engine.home == "local" else ():
             if not far or network.subnet_of(engine.subnet):
                 yield network, f"interface {interface} of its host"
@@ -459,16 +478,26 @@ class DockerProvider:
             if error.status != 409 and not cls._network_soon(engine, name):
                 raise
 
-    def _write_secrets(
-        self, engine: Engine, fleet: str, release: int, blueprint: Blueprint, options: Mapping[str, Any], image: Mapping[str, Any],
-    ) -> None:
-        """Write the current secrets to the release's volume, through a container that never runs: no command line, no environment."""
+    @staticmethod
+    def _make_volume(engine: Engine, fleet: str, release: int, blueprint: Blueprint) -> None:
         name = secrets_of(fleet, release)
         labels = {NAME: fleet, RELEASE: str(release), LEDGER: blueprint.ledger, LABEL + "volume": name}
         made = engine.call(f"creating volume {name}", "create_volume", name, labels=labels)
         if any((made.get("Labels") or {}).get(key) != value for key, value in labels.items()):
             remedy = "Remove it yourself if nobody needs it, or release under another number"
             raise RefusedError(f"volume {name} on engine {engine.name}", "it exists and is not of this release", remedy)
+
+    def _write_secrets(self, engine: Engine, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> None:
+        """The current secrets to their releases' volumes. Of a release that runs here nothing is changed, its secrets neither."""
+        if not options.get("secrets"):
+            return
+        fleet = instances[0].fleet
+        running = {item.release for item in engine.instances(fleet) if item.state in ("running", "restarting")}
+        for release in sorted({item.release for item in instances} - running):
+            self._fill(engine, secrets_of(fleet, release), blueprint, options)
+
+    def _fill(self, engine: Engine, name: str, blueprint: Blueprint, options: Mapping[str, Any]) -> None:
+        """Write the secrets to a volume, through a container that never runs: no command line, no environment."""
         self._remove_helper(engine, name)
         config = {
             "Image": blueprint.image.digest, "Cmd": ["-"], "Labels": {LABEL + "volume": name},
@@ -476,6 +505,7 @@ class DockerProvider:
         }
         helper = engine.call(f"writing secrets of {name}", "create_container_from_config", config, name=f"{name}-secrets")["Id"]
         try:
+            image = self._image(engine, blueprint) or {}
             user = str(options.get("user") or (image.get("Config") or {}).get("User") or "0")
             uid, gid = self._owner(engine, helper, user)
             engine.call(f"writing secrets of {name}", "put_archive", helper, SECRETS, secrets_archive(options["secrets"], uid, gid))
@@ -495,6 +525,8 @@ class DockerProvider:
 
         def table(path: str) -> str:
             found = engine.maybe(f"reading {path}", "get_archive", container, path)
+            if found and found[1].get("linkTarget"):  # where all links end, says the engine
+                found = engine.maybe(f"reading {path}", "get_archive", container, found[1]["linkTarget"])
             if not found:
                 return ""
             with tarfile.open(fileobj=io.BytesIO(b"".join(found[0]))) as archive:
