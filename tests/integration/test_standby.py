@@ -69,12 +69,15 @@ def test_one_that_somebody_started_and_stopped_is_replaced(site: Site, images: s
     assert not {item.id for item in site.containers("web")} & set(standby.values())
 
 
-def test_a_running_standby_needs_no_seal(site: Site, images: str) -> None:
+def test_a_running_standby_needs_no_seal_and_may_have_had_an_accident(site: Site, images: str) -> None:
     site.fleet("web", fleet_standby="running")
     site.release()
     former = {item.id for item in site.containers("web")}
     site.release(release_image=f"{images}:v2")
     assert site.running("web") == ["r1-1", "r1-2", "r2-1", "r2-2"]
+    one = site.engine.containers.get(f"{site.name('web')}-r1-1")
+    one.exec_run(["sh", "-c", "kill 1"])
+    until("the engine has restarted it", lambda: one.reload() or (one.attrs["RestartCount"], one.status) == (1, "running"))
     assert rollback(site).result["live"] == 1
     assert former <= {item.id for item in site.containers("web")}
 
