@@ -26,7 +26,7 @@ lint: .venv/.tests ## the judges: style, types, documentation, the built collect
 	@mkdir -p build; flock build/.lint $(PY) tests/lint.py
 
 bench: .venv/.tests ## the same work by other means, in one run
-	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/bench/run
+	@tests/bench/run
 
 faults: .venv/.tests ## every fault on real parts, under load, and what it cost
 	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start; tests/setup/packages faketime; tests/faults/run
