@@ -90,13 +90,18 @@ class Server:
 
 @dataclass(frozen=True)
 class Head:
-    """The comment at the top of a fragment: who may write it (ledger, fence), and what it would take to go on without a ledger."""
+    """The comment at the top of a fragment: who may write it (ledger, fence), and what it would take to go on without a ledger.
+
+    records is how many of the fleet the ledger had when this was written. Every run raises the fence, one that is refused too, but
+    writes no record then: so an old copy of the ledger never catches up.
+    """
 
     ledger: str = ""
     fence: int = 0
     fleet: str = ""
     live: int = 0
     next: int = 1
+    records: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,7 @@ class History:
     reserved maps the pool keys (`HOST KEY`) that instances of this ledger, of any fleet, hold to their instances' names.
     servers maps instance names of this fleet to the ids that HAProxy knows them by. since is when live became so (ISO 8601).
     issued maps bands of numbers (`HOST FIRST`, see Pool.ids) to the lowest number that no fleet of this ledger ever got from it.
+    records is how many were written of this fleet.
     """
 
     ledger: str
@@ -229,6 +235,7 @@ class History:
     reserved: Mapping[str, str] = field(default_factory=dict, hash=False)
     since: str = ""
     issued: Mapping[str, int] = field(default_factory=dict, hash=False)
+    records: int = 0
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,7 @@ options:
     description:
       - The lease of a fleet's run, from M(phoenix.fleet.release_ledger), or C(ledger), C(fence) and C(fleet) of your own. They are written
         to the fragment, and whoever comes with another ledger or a lower fence is refused.
+      - With a fleet's own lease goes how many records its ledger has, so that an old copy of the ledger is refused as well.
     type: dict
     default: {}
   live:
@@ -315,7 +316,7 @@ balancer:
     host: lb1
     reachable: true
     version: 2.6.12
-    head: {ledger: 5d0f, fence: 7, fleet: shop, live: 42, next: 43}
+    head: {ledger: 5d0f, fence: 7, fleet: shop, live: 42, next: 43, records: 190}
     servers:
       - {name: shop-r42-1, address: 192.0.2.11, port: 8080, id: 10001, weight: 100, state: ready, up: true, check: L7OK, loaded: true}
     strangers: []

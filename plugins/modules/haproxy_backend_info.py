@@ -83,7 +83,7 @@ balancer:
     host: lb1
     reachable: true
     version: 2.6.12
-    head: {ledger: 5d0f, fence: 7, fleet: shop, live: 42, next: 43}
+    head: {ledger: 5d0f, fence: 7, fleet: shop, live: 42, next: 43, records: 190}
     servers:
       - {name: shop-r42-1, address: 192.0.2.11, port: 8080, id: 10001, weight: 100, state: ready, up: true, check: L7OK, loaded: true}
     strangers: []

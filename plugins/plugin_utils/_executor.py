@@ -36,23 +36,23 @@ SIGNATURE = 256
 
 
 @contextmanager
-def guarded(data: Optional[Mapping[str, object]]) -> Iterator[None]:
-    """Hold `<fleet>.lock`, check the fence, and renew the lease until the block ends.
+def guarded(data: Optional[Mapping[str, object]]) -> Iterator[int]:
+    """Hold `<fleet>.lock`, check the fence, and renew the lease until the block ends. Yields how many records the fleet has.
 
     data is a Lease as a dictionary; None, or a lease of check mode (fence 0), guards nothing. Raises LeaseError where the
     fleet was taken over before the act or during it, DeadlineError where another act holds the lock for too long.
     """
     if not data or not data.get("fence"):
-        yield
+        yield 0
         return
     lease = from_dict(Lease, data)
     ledger = Ledger(lease.url, lease.state_dir)
     with _locked(ledger, lease):
-        ledger.check(lease)
+        records = ledger.check(lease)
         heart = _Heart(ledger, lease)
         heart.start()
         try:
-            yield
+            yield records
         finally:
             heart.stop()
         if heart.lost is not None:

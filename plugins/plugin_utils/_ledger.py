@@ -137,13 +137,14 @@ class Ledger:
             holder.end()
         return lease
 
-    def check(self, lease: Lease) -> None:
-        """Raise LeaseError unless the fleet is still this lease's. Renews it where that is due."""
+    def check(self, lease: Lease) -> int:
+        """Raise LeaseError unless the fleet is still this lease's. Renews it where that is due. Returns how many records the fleet has."""
         with self._reading() as (connection, identity):
             row = self._verified(connection, identity, lease)
             due = row.expires - self._clock(connection) < TIME_TO_LIVE - RENEWAL
         if due:
             self.renew(lease)
+        return int(row.records)
 
     def renew(self, lease: Lease) -> None:
         """Put the lease's deadline off. Raises LeaseError where the fleet is no longer this lease's.
@@ -723,6 +724,7 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
         ledger=identity.id, fence=row.fence, live=row.live, next_release=row.next_release, next_server=row.next_server,
         releases=tuple(Release(**release._mapping) for release in releases), entry=entry,
         servers={server.instance: server.id for server in servers}, reserved=reserved, since=row.since, issued=issued,
+        records=row.records,
     )
 
 

@@ -121,6 +121,12 @@ def _refuse_strangers(scene: Scene, goal: Goal) -> None:
                 f"balancer {balancer.host}", f"run {head.fence} of fleet {name} was there, and this ledger knows only {history.fence}",
                 f"It is an old copy: use the newest. {_ADOPT}",
             )
+        if head.records > history.records:
+            raise RefusedError(
+                f"balancer {balancer.host}",
+                f"it was told of {head.records} records of fleet {name}, and this ledger has only {history.records}",
+                f"It is an old copy: use the newest. {_ADOPT}",
+            )
     if scene.definition.adopt or goal.verb == "abort":
         return
     if scene.strangers:
@@ -251,7 +257,10 @@ def _adoption(scene: Scene, goal: Goal) -> Plan | None:
     heads = [(item.head.fence, item.head.live, item.host) for item in scene.answering if item.head]
     if not scene.definition.adopt or not heads:
         return None
-    known = all(item.head is None or (item.head.ledger == history.ledger and item.head.fence <= history.fence) for item in scene.answering)
+    known = all(
+        head.ledger == history.ledger and head.fence <= history.fence and head.records <= history.records
+        for head in (item.head for item in scene.answering) if head
+    )
     if history.entry and known:
         return None
     _fence, live, host = max(heads)

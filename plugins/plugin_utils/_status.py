@@ -113,6 +113,9 @@ def _of_head(definition: Definition, balancer: Balancer, history: History) -> It
     elif head.fence > history.fence:
         remedy = "it is an old copy; use the newest, or -e fleet_adopt=true"
         yield f"{balancer.host} knows run {head.fence} and this ledger only {history.fence}: {remedy}"
+    elif head.records > history.records:
+        remedy = "it is an old copy; use the newest, or -e fleet_adopt=true"
+        yield f"{balancer.host} was told of {head.records} records and this ledger has only {history.records}: {remedy}"
     elif head.live != history.live and history.entry is None:
         yield f"on {balancer.host} {_release(head.live)} is live, in the ledger {_release(history.live)}; {_heals(definition)}"
 

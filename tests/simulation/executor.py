@@ -40,7 +40,7 @@ class Fleet:
         self.opened: Plan | None = None
 
     def world(self, fence: int = 0) -> World:
-        stamp = Head(self.ledger.name, fence, self.definition.name) if fence else None
+        stamp = Head(self.ledger.name, fence, self.definition.name, records=self.ledger.records) if fence else None
         pools = self.provider.pools(self.definition.name, self.definition.port, ())
         balancers = tuple(item.observe(stamp, self.definition.adopt) for item in self.site.balancers)
         return World(self.provider.observe(self.definition.name), balancers, pools)
@@ -140,7 +140,8 @@ class Fleet:
     def _apply(self, made: Plan, step: Step, answering: Sequence[HAProxy], fence: int) -> None:
         forward = made.outcome == "live" and step.kind != "stage"
         live = made.target if forward else made.source
-        head = Head(self.ledger.name, fence, self.definition.name, live, max(self.ledger.next_release, made.target + 1))
+        following = max(self.ledger.next_release, made.target + 1)
+        head = Head(self.ledger.name, fence, self.definition.name, live, following, self.ledger.records)
         servers = [Server(s.name, s.address, s.port, s.id, s.weight, s.state) for s in step.servers]
         lost = None
         for balancer in answering:

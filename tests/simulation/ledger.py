@@ -32,13 +32,14 @@ class MemoryLedger:
         self.reserved: dict[str, str] = {}
         self.issued: dict[str, int] = {}
         self.clock = 0
+        self.records = 0
         site.rejected = lambda: [row.number for row in self.releases.values() if row.status == "failed"]
 
     def history(self) -> History:
         rows = tuple(self.releases[number] for number in sorted(self.releases))
         return History(
             self.name, self.fence, self.live, self.next_release, self.next_server, rows, self.entry, dict(self.servers),
-            dict(self.reserved), issued=dict(self.issued),
+            dict(self.reserved), issued=dict(self.issued), records=self.records,
         )
 
     def acquire(self) -> int:
@@ -73,6 +74,7 @@ class MemoryLedger:
                 self.releases[row.number] = replace(row, status="open")
                 self.next_release = row.number + 1
             self.entry = Entry(0, plan.verb, plan.source, plan.target)
+            self.records += 1
             self._hold(plan)
         self.plan = plan
 
@@ -114,6 +116,7 @@ class MemoryLedger:
             raise RefusedError("release", "it was rejected, and is never promoted")
         if record not in self.entry.records:
             self.entry = replace(self.entry, records=(*self.entry.records, record))
+            self.records += 1
         if record == "commit":
             self._commit(self.entry)
         elif record == "done":
@@ -138,6 +141,7 @@ class MemoryLedger:
         if "revert" in entry.records or entry.source == entry.target:
             return
         self.entry = replace(entry, records=(*entry.records, "revert"))
+        self.records += 1
         if self.live == entry.target:
             self.live = entry.source
             self._mark(entry.source, "live")

@@ -77,8 +77,8 @@ class HAProxy:
         """As `haproxy_backend` state=observed does: the run's fence goes into our own head."""
         if not self.reachable:
             return Balancer(self.host, reachable=False, error="no route to host")
-        if stamp and self.head and (adopt or (self.head.ledger == stamp.ledger and self.head.fence <= stamp.fence)):
-            self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence)
+        if stamp and self.head and (adopt or (self.head.ledger == stamp.ledger and not self._is_later(stamp))):
+            self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence, records=stamp.records)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
         servers += [replace(server, state="maint", loaded=False) for name, server in self.fragment.items() if name not in self.lines]
         return Balancer(self.host, head=self.head, servers=tuple(servers), strangers=self.strangers)
@@ -87,8 +87,8 @@ class HAProxy:
         """Write the fragment, then bring the runtime to it, command by command."""
         if not self.reachable:
             raise UnreachableError(f"balancer {self.host}", "no route to host")
-        if self.head and self.head.fence > head.fence:
-            raise RefusedError(f"balancer {self.host}", f"fence {head.fence} is older than {self.head.fence}")
+        if self._is_later(head):
+            raise RefusedError(f"balancer {self.host}", f"{head} is older than {self.head}")
         wanted = {server.name: server for server in servers}
         if len(wanted) < len(servers) or len({server.id for server in servers}) < len(servers):
             raise LawBrokenError(f"{self.host}: two servers of one name or id: {servers}")
@@ -118,6 +118,9 @@ class HAProxy:
             if line and line.sessions:
                 raise LawBrokenError(f"{self.host}: {name} is deregistered with {line.sessions} sessions")
             self.site.tick(f"{self.host} {name} deregistered")
+
+    def _is_later(self, head: Head) -> bool:
+        return self.head is not None and (self.head.fence > head.fence or self.head.records > head.records)
 
     def _new(self, server: Server) -> None:
         if not server.address:

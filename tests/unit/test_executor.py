@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, LeaseError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import to_dict
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Plan, to_dict
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _executor
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._executor import guarded
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
@@ -43,6 +43,17 @@ def worker(ledger: Ledger, request: pytest.FixtureRequest) -> Any:
     request.addfinalizer(process.kill)
     assert ready.wait(20)
     return process
+
+
+def test_an_act_learns_how_many_records_the_fleet_has(ledger: Ledger) -> None:
+    lease = ledger.acquire("web", "me")
+    with guarded(to_dict(lease)) as before:
+        assert before == 0
+    with ledger.planning(lease) as view:
+        view.open(Plan("heal", 0, 0), "me")
+    with guarded(to_dict(lease)) as after:
+        assert after == 1
+    assert (ledger.history("web").records, ledger.acquire("web", "the next", takeover=True).fence) == (1, 2)  # a run alone writes none
 
 
 def next_lease(ledger: Ledger) -> dict[str, Any]:

@@ -203,13 +203,13 @@ def test_another_address_under_the_same_name_is_another_server() -> None:
     assert backends.staged(seen, wanted, ("a",)) == ()
 
 
-HEAD = Head("ledger-a", 7, "web", 41, 42)
+HEAD = Head("ledger-a", 7, "web", 41, 42, 5)
 
 
 @pytest.mark.parametrize(("lease", "error"), [
-    (Head("ledger-a", 7, "web"), None), (Head("ledger-a", 8, "web"), None), (Head("ledger-a", 0, "web"), None),
+    (Head("ledger-a", 7, "web", records=5), None), (Head("ledger-a", 8, "web", records=6), None), (Head("ledger-a", 0, "web"), None),
     (Head("ledger-a", 6, "web"), LeaseError), (Head("ledger-b", 9, "web"), RefusedError), (Head("ledger-a", 9, "api"), RefusedError),
-    (None, RefusedError),
+    (Head("ledger-a", 9, "web", records=4), RefusedError), (Head("ledger-a", 9, "web"), RefusedError), (None, RefusedError),
 ])
 def test_who_may_write(lease: Head | None, error: type[FleetError] | None) -> None:
     if error is None:
@@ -219,6 +219,14 @@ def test_who_may_write(lease: Head | None, error: type[FleetError] | None) -> No
             backends.admitted("web", "lb1", HEAD, lease, False)
         if lease is not None:
             backends.admitted("web", "lb1", HEAD, lease, True)
+
+
+def test_a_run_leaves_its_records_and_check_mode_leaves_nothing() -> None:
+    assert backends._headed(HEAD, Head("ledger-a", 8, "web", records=6)) == replace(HEAD, fence=8, records=6)
+    assert backends._headed(HEAD, Head("ledger-a", 0, "web")) == HEAD
+    assert backends._headed(HEAD, Head("ledger-b", 1, "web")) == replace(HEAD, ledger="ledger-b", fence=1, records=0)
+    one, other = (render(Fragment("web", head=replace(HEAD, records=number))) for number in (5, 6))
+    assert one != other and backends._unfenced(one) == backends._unfenced(other)
 
 
 STATES = """\

@@ -59,6 +59,7 @@ def plainly(history: History) -> dict[str, Any]:
     """What both know: not times, words, nor that the real one also writes down its intents."""
     entry = history.entry and (history.entry.verb, history.entry.source, history.entry.target, set(history.entry.records) - {"intent"})
     known = {"live": history.live, "next": history.next_release, "server": history.next_server, "fence": history.fence, "entry": entry}
+    known["records"] = history.records
     rows = [(row.number, row.status if row.status != "retired" else "standby", row.digest, row.size) for row in history.releases]
     return {**known, "rows": rows, **{key: dict(getattr(history, key)) for key in ("servers", "reserved", "issued")}}
 

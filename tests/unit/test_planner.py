@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -632,6 +633,27 @@ def test_an_old_copy_of_the_ledger_is_refused() -> None:
     fleet.ledger.fence = 0
     with pytest.raises(RefusedError, match="balancer lb1: run 1 of fleet web was there, and this ledger knows only 0"):
         fleet.plan(release("shop:2"))
+
+
+@pytest.mark.parametrize("goal", [
+    Goal("heal"), Goal("rollback"), Goal("scale", size=3), release("shop:2"), release("shop:3"), Goal("retire"),
+])
+def test_an_old_copy_of_the_ledger_never_catches_up_by_being_refused(goal: Goal) -> None:
+    fleet = released("shop:1", "shop:2")
+    copy = deepcopy(vars(fleet.ledger) | {"site": None})
+    fleet.run(release("shop:3"))
+    vars(fleet.ledger).update(copy | {"site": fleet.site})
+    before = picture(fleet.site)
+    for _attempt in range(4):
+        for attempt in (fleet.plan, fleet.run):
+            with pytest.raises(RefusedError, match="balancer lb1: .*old copy: use the newest.*fleet_adopt=true"):
+                attempt(goal)
+    assert picture(fleet.site) == before and fleet.ledger.live == 2
+    fleet.definition = replace(fleet.definition, adopt=True)
+    fleet.run(Goal("heal"))
+    assert fleet.ledger.live == 3  # what serves goes on, and the ledger learns of it
+    fleet.definition = replace(fleet.definition, adopt=False)
+    assert fleet.plan(Goal("heal")).waves == ()
 
 
 def test_a_lost_ledger_loses_history_and_never_the_service() -> None:

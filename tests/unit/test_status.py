@@ -137,6 +137,8 @@ LEFT = (*WORLD.instances, instance(3, 1))
     (on_lb1(head=Head("M", 7, "web", 2, 3)), HISTORY, "lb1 belongs to the ledger M, not to L; to take it over: -e fleet_adopt=true"),
     (on_lb1(head=Head("L", 8, "web", 2, 3)), HISTORY,
      "lb1 knows run 8 and this ledger only 7: it is an old copy; use the newest, or -e fleet_adopt=true"),
+    (on_lb1(head=Head("L", 7, "web", 2, 3, 9)), HISTORY,
+     "lb1 was told of 9 records and this ledger has only 0: it is an old copy; use the newest, or -e fleet_adopt=true"),
     (on_lb1(head=Head("L", 7, "web", 1, 3)), HISTORY, f"on lb1 r1 is live, in the ledger r2; {HEAL} puts it right"),
     (on_lb1(head=Head("L", 7, "api", 2, 3)), HISTORY, "the backend web on lb1 belongs to fleet api; set fleet_backend to another one"),
     (on_lb1(strangers=(Server("old", "10.9.9.9", 81, 1),)), HISTORY, "lb1 has the server old (10.9.9.9:81), which is not of this fleet"),

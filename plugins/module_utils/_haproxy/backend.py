@@ -191,6 +191,11 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
             what, f"a later run has the fence {head.fence}, this one {lease.fence}",
             "Let the later run finish. If the ledger is older than this head, restored for example, take over with fleet_adopt: true.",
         )
+    if lease.fence and lease.records < head.records:
+        raise RefusedError(
+            what, f"it was written when the ledger had {head.records} records of the fleet, and this one has {lease.records}",
+            "It is an old copy: use the newest. If there is none, take over with fleet_adopt: true.",
+        )
 
 
 # The shell
@@ -669,12 +674,14 @@ def _headed(head: Head, lease: Optional[Head], live: Optional[int] = None, next_
     """The head under this lease. A lease of check mode has the fence 0 and leaves the head's."""
     made = replace(head, live=head.live if live is None else live, next=head.next if next_release is None else next_release)
     if lease is not None and lease.ledger:
-        made = replace(made, ledger=lease.ledger, fence=lease.fence or head.fence, fleet=lease.fleet)
+        made = replace(made, ledger=lease.ledger, fleet=lease.fleet)
+    if lease is not None and lease.fence:
+        made = replace(made, fence=lease.fence, records=lease.records)
     return made
 
 
 def _unfenced(text: str) -> str:
-    return re.sub(r'"fence": \d+', "", text, count=1)
+    return re.sub(r'"(fence|records)": \d+', "", text, count=2)
 
 
 def _settled(text: str) -> Set[str]:

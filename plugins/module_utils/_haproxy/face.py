@@ -120,10 +120,10 @@ def _act(params: Mapping[str, Any], backend: Backend, lease: Optional[Head], che
 
 
 def _lease(data: Optional[Mapping[str, Any]]) -> Optional[Head]:
-    """The lease as a head: which ledger and fleet, and the fence."""
+    """The lease as a head: which ledger and fleet, the fence, and how many records the ledger has."""
     if not data:
         return None
-    return from_dict(Head, {key: data[key] for key in ("ledger", "fence", "fleet") if data.get(key) is not None})
+    return from_dict(Head, {key: data[key] for key in ("ledger", "fence", "fleet", "records") if data.get(key) is not None})
 
 
 def compact(options: Mapping[str, Any]) -> Dict[str, Any]:
