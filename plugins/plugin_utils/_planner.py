@@ -63,11 +63,13 @@ def plan(definition: Definition, world: World, history: History, goal: Goal) -> 
 
     No waves: the goal holds. Same arguments, same plan; linear in the number of instances and servers. Raises InvalidError for a
     goal that makes no sense, and RefusedError, with the remedy, where acting could hurt: `hold`, somebody else's instances, servers or
-    backend, a silent balancer, no place left, a meltdown, a release to go back to that does not exist or was rejected.
+    backend, instances out of the definition's reach, a silent balancer, no place left, a meltdown, a release to go back to that does
+    not exist or was rejected.
     """
     _refuse_goal(definition, goal)
     scene = Scene(definition, world, history)
     _refuse_strangers(scene, goal)
+    _refuse_move(scene, goal)
     if goal.verb != "abort" and (adoption := _adoption(scene, goal)):
         return adoption
     live, settled = _settle(scene, goal)
@@ -140,6 +142,30 @@ def _refuse_strangers(scene: Scene, goal: Goal) -> None:
         item = scene.foreign[0]
         owner = item.marker.get("phoenix.fleet.ledger") or "none"
         raise RefusedError(f"instance {item.name} on {item.host}", f"it belongs to fleet {name} of another ledger ({owner})", _ADOPT)
+
+
+def _refuse_move(scene: Scene, goal: Goal) -> None:
+    """A provider lists its own instances only: what runs elsewhere would look dead, and be neither gone back to nor taken away."""
+    definition, entry = scene.definition, scene.history.entry
+    if goal.verb == "abort":
+        return
+    unfinished = (entry.source, entry.target) if entry else ()
+    for row in scene.history.releases:
+        home = row.definition.get("provider", definition.provider)
+        if home != definition.provider and (row.status in ("live", "standby") or row.number in unfinished):
+            raise RefusedError(
+                f"fleet {definition.name}", f"fleet_provider is {definition.provider}, and its r{row.number} lives at {home}",
+                f"Set fleet_provider: {home}; to move, release a fleet of another name, then take this one away with phoenix.fleet.retire",
+            )
+    # What is not up may have died with its host, and leaving that out of the definition is the way to go on.
+    seen, homes = {item.name for item in scene.ours}, {pool.realm or pool.host for pool in scene.world.pools}
+    for key, name in scene.history.reserved.items():
+        host = key.partition(" ")[0]
+        if name in scene.sights and scene.sights[name].up and name not in seen and host not in homes:
+            raise RefusedError(
+                f"instance {name}", f"it is up and lives at {host}, which is not in fleet_{definition.provider}",
+                f"Put {host} back; to give it up, stop its instances first, then run phoenix.fleet.heal",
+            )
 
 
 def _refuse_silence(scene: Scene, goal: Goal) -> None:

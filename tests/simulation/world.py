@@ -280,7 +280,7 @@ class SimulatedProvider:
 
     def observe(self, fleet: str) -> tuple[Instance, ...]:
         self._answer()
-        found = (self._as_seen(box) for box in self.site.boxes.values() if box.instance.fleet == fleet)
+        found = (self._as_seen(box) for box in self.site.boxes.values() if box.instance.fleet == fleet and box.instance.host in self.hosts)
         return tuple(sorted(found, key=lambda item: (item.release, item.slot, item.host)))
 
     def _as_seen(self, box: Box) -> Instance:

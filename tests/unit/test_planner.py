@@ -612,6 +612,62 @@ def test_a_silent_balancer_keeps_everything_old_whatever_retention_says() -> Non
     assert told(fleet.plan(Goal("abort")))[-1] == "destroy r3-1 r3-2"
 
 
+# Out of reach
+
+GOALS = (release("shop:1"), release("shop:2"), Goal("rollback"), Goal("scale", size=3), Goal("heal"), Goal("retire"))
+
+
+def settled(fleet: Fleet, provider: str) -> Fleet:
+    """The fleet, with its releases recorded as the provider's."""
+    rows = fleet.ledger.releases
+    rows.update({number: replace(row, definition={"provider": provider, "port": 8080}) for number, row in rows.items()})
+    return fleet
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_another_provider_is_refused_while_a_release_lives_at_the_former(goal: Goal) -> None:
+    fleet = settled(released("shop:1", "shop:2"), "docker")
+    before = picture(fleet.site)
+    fleet.provider.hosts = ("kvm1",)
+    fleet.definition = replace(fleet.definition, provider="libvirt")
+    with pytest.raises(RefusedError, match="fleet web: fleet_provider is libvirt, and its r1 lives at docker. Set fleet_provider: docker"):
+        fleet.run(goal)
+    assert picture(fleet.site) == before
+
+
+def test_another_provider_is_refused_while_a_release_is_unfinished_and_taken_when_all_is_retired() -> None:
+    fleet = settled(crashed(fleet_of(), release("shop:1"), "after create"), "docker")
+    libvirt = replace(fleet.definition, provider="libvirt")
+    docker, fleet.definition = fleet.definition, libvirt
+    with pytest.raises(RefusedError, match="its r1 lives at docker"):
+        fleet.plan(release("shop:2"))
+    fleet.definition = docker
+    fleet.run(Goal("retire"))
+    fleet.definition = libvirt
+    fleet.run(release("shop:2"))
+    assert fleet.ledger.live == 2
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_host_is_not_left_out_while_instances_on_it_are_up(goal: Goal) -> None:
+    fleet = released("shop:1", "shop:2", hosts=2)
+    fleet.site.pass_time()
+    before = picture(fleet.site)
+    fleet.provider.hosts = ("host2",)
+    with pytest.raises(RefusedError, match="instance web-r2-1: it is up and lives at host1, which is not in fleet_docker. Put host1 back"):
+        fleet.run(goal)
+    assert picture(fleet.site) == before
+
+
+def test_a_host_that_died_is_left_out_and_the_others_go_on() -> None:
+    fleet = released("shop:1", hosts=2)
+    fleet.site.kill("web-r1-1")
+    fleet.site.pass_time()
+    fleet.provider.hosts = ("host2",)
+    fleet.run(Goal("heal"))
+    assert sorted(fleet.site.balancers[0].lines) == ["web-r1-2", "web-r1-3"]
+
+
 # Strangers
 
 def foreign(fleet: Fleet) -> Fleet:
