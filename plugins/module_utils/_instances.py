@@ -13,7 +13,7 @@ import os
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from ._errors import InvalidError, RefusedError
+from ._errors import InvalidError, RefusedError, UnreachableError
 from ._model import Image, Instance, LastWords, from_dict, to_dict
 from ._providers.base import Blueprint, Journal, Provider
 
@@ -161,10 +161,14 @@ def _keep(folder: Any, words: Tuple[LastWords, ...], check_mode: bool) -> str:
     """Write log and description of each instance below the folder, readable by its owner alone; returns the folder."""
     if not folder or check_mode or not words:
         return ""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    for item in words:
-        _write(os.path.join(folder, f"{item.name}.log"), "\n".join(item.log) + "\n")
-        _write(os.path.join(folder, f"{item.name}.json"), json.dumps(to_dict(item), indent=2, sort_keys=True, default=str))
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        for item in words:
+            _write(os.path.join(folder, f"{item.name}.log"), "\n".join(item.log) + "\n")
+            _write(os.path.join(folder, f"{item.name}.json"), json.dumps(to_dict(item), indent=2, sort_keys=True, default=str))
+    except OSError as error:
+        cause = f"the last words cannot be kept: {error.strerror}"
+        raise UnreachableError(f"folder {folder}", cause, "Free some space there, or let this user write to it") from None
     return str(folder)
 
 

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the playbooks say where there is no engine and no HAProxy: real commands of a user, without a part that they could reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 120
+
+
+class Desk:
+    """A folder with an inventory: the fleets `web` and `api`, whose engine and balancer are nowhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        common = {
+            "fleet_port": 8080, "fleet_image": "shop:1", "fleet_state_dir": str(folder / "state"),
+            "fleet_docker": {"hosts": ["unix:///nowhere/docker.sock"]},
+        }
+        self.fleets: dict[str, dict[str, Any]] = {"web": dict(common), "api": dict(common)}
+        self.balancer = {
+            "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "haproxy_socket": "/nowhere/admin.sock",
+            "haproxy_config_dir": str(folder / "conf.d"), "haproxy_reload_command": "false",
+        }
+
+    def play(self, playbook: str, *arguments: str) -> tuple[int, str]:
+        groups = {"fleets": {"hosts": self.fleets}, "balancers": {"hosts": {"lb1": self.balancer}}}
+        (self.folder / "inventory.json").write_text(json.dumps(groups))
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", "inventory.json", *arguments], cwd=self.folder,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "PWD": str(self.folder)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=DEADLINE, check=False,
+        )
+        return done.returncode, done.stdout
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_undoing_goes_on_where_the_last_words_cannot_be_kept(desk: Desk) -> None:
+    instance = {"name": "web-r2-1", "host": "local", "fleet": "web", "release": 2, "slot": 1, "image": "x", "address": "10.0.0.1", "port": 80}
+    play = {
+        "hosts": "web", "gather_facts": False,
+        "vars": {
+            "__release_failure": {"task": "Watch", "result": {"msg": "web-r2-1 is not up"}},
+            "__release_plan": {"opened": True, "folder": str(desk.folder / "words"), "made": [instance]},
+        },
+        "module_defaults": {"phoenix.fleet.instances": {"fleet": "web", "options": desk.fleets["web"]["fleet_docker"], "port": 80}},
+        "tasks": [
+            {"include_tasks": str(ROOT / "roles/release/tasks/undo.yml")},
+            {"debug": {"msg": "it came to: {{ __release_undoing.task }}"}},
+        ],
+    }
+    (desk.folder / "undo.yml").write_text(json.dumps([play]))
+    _code, said = desk.play("undo.yml", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}")
+    assert "it came to: Resolve, and observe the instances" in said, said
