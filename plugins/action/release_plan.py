@@ -54,6 +54,9 @@ class ActionModule(FleetAction):
         check = bool(self._task.check_mode)
         if made.waves and not check:
             made = self._open(ledger, definition, world, goal, params)
+        elif made.release and made.release not in history.releases and lease.get("fence") and not check:
+            with ledger.planning(from_dict(Lease, lease)) as view:
+                view.remember(made.release)
         result = _result(definition, history, made)
         result["opened"] = bool(made.waves) and not check and bool(lease)
         if self._task.diff:
@@ -95,8 +98,8 @@ def _goal(params: Mapping[str, Any], hashed: str) -> Goal:
 
 
 def _told(made: Plan, definition: Mapping[str, Any], size: int) -> Plan:
-    """The plan with what the ledger keeps of the definition in its new release; size is what was asked for, which tells a
-    later release whether a scale came between.
+    """The plan with what the ledger keeps of the definition in its new release; size is what was asked for, which a scale may have
+    overruled (see `_overruling` in the planner).
     """
     if made.release is None or made.release.definition:
         return made

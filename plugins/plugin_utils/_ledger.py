@@ -496,6 +496,10 @@ class Planning:
             raise RefusedError(f"fleet {self._lease.fleet}", "nothing is recorded in check mode")
         self.undoing = _Book(self._connection, self._row).open(plan, by)
 
+    def remember(self, release: Release) -> None:
+        """Keep the definition of a release that stands, where its plan turned out to have nothing to do."""
+        _Book(self._connection, self._row).remember(release)
+
 
 class _Book:
     """What each record means for the tables, in a transaction that holds the fleet's row."""
@@ -532,11 +536,16 @@ class _Book:
             size = self._write_release(plan, plan.release, by) if plan.release is not None else 0
             self._append(self._new_entry(plan, by, size), "intent", why, _intent(plan, by))
             self._reserve(plan)
+        if plan.release is not None:
+            self.remember(plan.release)
         made = _made(plan)
         for number in sorted({item.release for item in made}):
             self.seal(number, {}, without={item.name for item in made})
         self._flush()
         return undoing
+
+    def remember(self, release: Release) -> None:
+        self._mark(release.number, definition=_plain(release.definition))
 
     def seal(self, number: int, seals: Mapping[str, str], without: Iterable[str] = ()) -> None:
         """Add seals to those of a release that stand, of which `without` are given up first."""

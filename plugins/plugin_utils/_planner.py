@@ -312,6 +312,8 @@ def _release(scene: Scene, live: int, goal: Goal) -> Plan:
     row = _row(scene, live) if live else None
     size, reasons = _size(scene, row)
     if row and not goal.force and (row.digest, row.hash) == (goal.image.digest, goal.hash):
+        if row.definition.get("size") not in (None, 0, scene.definition.size):
+            row = _overruling(row, 0)  # fleet_size was changed since: it counts from now on, and so does its next change
         return _same(scene, row, size, reasons)
     number = max(scene.history.next_release, max(scene.numbers_seen(), default=0) + 1)
     new = Release(number, "open", goal.image.reference, goal.image.digest, goal.hash, size, revision=scene.definition.revision)
@@ -345,7 +347,7 @@ def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
         if not former:
             raise RefusedError(f"fleet {scene.definition.name}", f"r{live} has no predecessor", "Release an earlier image instead")
         row = former[0]
-    target = replace(row, size=now.size)
+    target = replace(_overruling(row, now.definition.get("size", 0)), size=now.size)
     members = scene.instances_of.get(target.number, ())
     kept = [item for item in members if item.health != "unhealthy" and item.state != "restarting" and not item.note]
     chosen = _distinct(sorted(kept, key=lambda item: (not runs(item), item.slot)))[:target.size]
@@ -354,7 +356,7 @@ def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
 
 
 def _scale(scene: Scene, live: int, goal: Goal) -> Plan:
-    row = _row(scene, live, "scale")
+    row = _overruling(_row(scene, live, "scale"), scene.definition.size)
     return _same(scene, row, goal.size, [f"size {row.size} -> {goal.size}"] if row.size != goal.size else [])
 
 
@@ -456,6 +458,11 @@ def _size(scene: Scene, row: Release | None) -> tuple[int, list[str]]:
     if row.definition.get("size") == asked:
         return row.size, [f"keeps size {row.size} of the scale after fleet_size {asked} was set"]
     return asked, [f"size {row.size} -> {asked}"]
+
+
+def _overruling(row: Release, size: int) -> Release:
+    """The release as one whose own size, by a scale, holds until fleet_size is another than this; 0: until any change of it."""
+    return replace(row, definition={**row.definition, "size": size})
 
 
 def _refuse_meltdown(scene: Scene, row: Release, well: int) -> None:

@@ -458,6 +458,22 @@ class LedgerContract:
         history = ledger.history("web")
         assert (history.live, [(item.status, item.size) for item in history.releases]) == (1, [("live", 5)])
 
+    def test_what_a_size_overrules_is_kept_with_a_plan_and_without(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        known = ledger.history("web").releases[0]
+        overruling = replace(known, size=5, definition={**known.definition, "size": 2})
+        open_plan(ledger, lease, lambda history: Plan(
+            "scale", 1, 1, release=overruling, servers=history.servers, reserved=history.reserved))
+        ledger.record(lease, "commit")
+        ledger.record(lease, "done")
+        assert ledger.history("web").releases[0].definition == overruling.definition
+        with ledger.planning(lease) as view:
+            view.remember(replace(known, size=7))
+        (row,) = ledger.history("web").releases
+        assert (row.definition, row.size, ledger.verify("web")) == (known.definition, 5, [])
+
     def test_what_was_taken_meanwhile_is_refused(self, place: Place) -> None:
         ledger = Ledger(*place)
         web = ledger.acquire("web", "me@here")

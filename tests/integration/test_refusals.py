@@ -51,7 +51,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def test_undoing_goes_on_where_the_last_words_cannot_be_kept(desk: Desk) -> None:
-    instance = {"name": "web-r2-1", "host": "local", "fleet": "web", "release": 2, "slot": 1, "image": "x", "address": "10.0.0.1", "port": 80}
+    instance = {"name": "web-r2-1", "host": "local", "fleet": "web", "release": 2, "slot": 1, "image": "x", "address": "", "port": 80}
     play = {
         "hosts": "web", "gather_facts": False,
         "vars": {

@@ -66,6 +66,8 @@ class Fleet:
         made = plan(self.definition, world, self.ledger.history(), goal)
         self.plans.append(made)
         self._check_places(made, world)
+        if not made.waves and made.release:
+            self.ledger.remember(made.release)
         if made.waves:
             self.ledger.open(made, fence)
             self.opened = made

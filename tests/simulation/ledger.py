@@ -76,7 +76,12 @@ class MemoryLedger:
             self.entry = Entry(0, plan.verb, plan.source, plan.target)
             self.records += 1
             self._hold(plan)
+        if plan.release:
+            self.remember(plan.release)
         self.plan = plan
+
+    def remember(self, release: Release) -> None:
+        self.releases[release.number] = replace(self.releases[release.number], definition=release.definition)
 
     def _hold(self, plan: Plan) -> None:
         others = {key: name for key, name in self.reserved.items() if not self.site.numbers(name)}

@@ -221,6 +221,42 @@ def test_the_world_falls_apart_meanwhile(
     finish(fleet)
 
 
+kinds = st.sampled_from(["fleet_size", "scale", "rollback"])
+changes = st.tuples(kinds, st.integers(1, 4), st.sampled_from(GOOD[:2]), instants, st.booleans())
+
+
+@given(st.lists(changes, min_size=1, max_size=6))
+def test_the_size_is_the_one_that_was_asked_for_last(wishes: list[tuple[str, int, str, int, bool]]) -> None:
+    """By a change of fleet_size, which the next release sees, or by a scale; whatever is killed, healed or rolled back in between."""
+    fleet = fleet_of(size=2)
+    attempt(fleet, release("shop:1"))
+    recorded(fleet)
+    wanted = 2
+    for kind, size, image, at, healed in wishes:
+        goal = {"fleet_size": release(image), "scale": Goal("scale", size=size), "rollback": Goal("rollback")}[kind]
+        if kind == "fleet_size" and size != fleet.definition.size:
+            fleet.definition = replace(fleet.definition, size=size)
+            wanted = size
+        elif kind == "scale":
+            wanted = size
+        for event_ in ({at: crash}, {}, {}):
+            fleet.site.events = dict(event_)
+            fleet.site.pass_time()
+            outcome = attempt(fleet, goal)
+            recorded(fleet)
+            if outcome == "crashed" and healed:
+                fleet.site.events.clear()
+                attempt(fleet, Goal("heal"))
+        assert fleet.ledger.releases[fleet.ledger.live].size == wanted
+
+
+def recorded(fleet: Unlucky) -> None:
+    """As the action plugin does it: a new release is recorded with the fleet_size that was asked for."""
+    rows = fleet.ledger.releases
+    new = {number: replace(row, definition={"size": fleet.definition.size}) for number, row in rows.items() if not row.definition}
+    rows.update(new)
+
+
 @given(
     st.integers(1, 12), st.integers(1, 3), st.sampled_from(["network", "published", "dynamic"]), st.integers(1, 100),
     st.dictionaries(st.integers(1, 12), st.sampled_from(["dies", "drained by hand", "vanishes"]), max_size=4), instants,
