@@ -67,3 +67,18 @@ def test_undoing_goes_on_where_the_last_words_cannot_be_kept(desk: Desk) -> None
     (desk.folder / "undo.yml").write_text(json.dumps([play]))
     _code, said = desk.play("undo.yml", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}")
     assert "it came to: Resolve, and observe the instances" in said, said
+
+
+@pytest.mark.parametrize("playbook", ["release", "rollback", "scale", "heal", "retire", "status", "hosts"])
+def test_a_limit_out_of_a_file_means_the_hosts_in_it(desk: Desk, playbook: str) -> None:
+    (desk.folder / "limit").write_text("web\n")
+    code, said = desk.play(f"phoenix.fleet.{playbook}", "-l", "@limit")
+    recap = said.rpartition("PLAY RECAP")[2]
+    assert code and "web " in recap and "api " not in recap, said
+
+
+def test_a_file_of_several_fleets(desk: Desk) -> None:
+    desk.fleets["shop"] = desk.fleets["web"]
+    (desk.folder / "limit").write_text("web\napi\n")
+    code, said = desk.play("phoenix.fleet.status", "-l", "shop,@limit")
+    assert code and all(f"{fleet} " in said.rpartition("PLAY RECAP")[2] for fleet in ("web", "api", "shop")), said
