@@ -27,7 +27,8 @@ class ActionModule(FleetAction):
         if record:
             # The instances of an earlier release are started from what was recorded of it, with the secrets of today.
             definition, _goal = read(task_vars, self._templar)
-            params["options"] = dict(revived(definition, record).options)
+            former = revived(definition, record)
+            params.update(options=dict(former.options), port=former.port)
         leased = bool(params["lease"].get("fence")) and not self._task.check_mode
         if params["record"] and not params["lease"]:
             raise InvalidError([f"record: {params['record']} is written under a lease only; give the lease"])

@@ -2,16 +2,20 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the verbs of any provider keep of the instances."""
+"""What the verbs of any provider are given, and what they keep of the instances."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ansible_collections.phoenix.fleet.plugins.action import instances as instances_action
 from ansible_collections.phoenix.fleet.plugins.module_utils import _instances
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import LastWords
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, LastWords
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import recorded
 
 WORDS = (LastWords("web-r2-1", "stopped", 1, 3, ("no config",)),)
 
@@ -26,3 +30,17 @@ def test_last_words_that_cannot_be_written_are_an_error_with_a_remedy(tmp_path: 
     (tmp_path / "in the way").touch()
     with pytest.raises(UnreachableError, match="the last words cannot be kept: Not a directory. Free some space"):
         _instances._keep(tmp_path / "in the way" / "words", WORDS, check_mode=False)
+
+
+def test_an_earlier_release_is_started_with_its_own_options_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    past = Definition("web", "shop:1", 8080, options={"memory": "64m"})
+    today = Definition("web", "shop:2", 9090, options={"memory": "128m"})
+    action = object.__new__(instances_action.ActionModule)
+    action._task = SimpleNamespace(check_mode=False, diff=False)
+    action._templar = None
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(instances_action, "read", lambda *_of_today: (today, None))
+    monkeypatch.setattr(action, "on_host", lambda work, params, task_vars: given.append(params) or {})
+    release = {"number": 1, "definition": recorded(past, b"key")}
+    action.act({"release": release, "lease": {}, "record": "", "options": today.options, "port": today.port}, {})
+    assert (given[0]["port"], given[0]["options"]["memory"]) == (8080, 64 << 20)
