@@ -131,24 +131,33 @@ def instances_of(params: Mapping[str, Any]) -> Tuple[Instance, ...]:
 def mistakes(checks: Any, name: str = "fleet_checks") -> List[str]:
     """One line for each mistake in a list of checks, naming where it stands, the value and the remedy. Never raises."""
     if not isinstance(checks, (list, tuple)):
-        return [f"{name}: {shown(checks)} is not a list; write for example [{{http: {{path: /health}}}}]"]
+        return [f"{name}: {_form(checks)} is not a list; write for example [{{http: {{path: /health}}}}]"]
     if not checks:
         return [f"{name}: no check at all; leave it out for one TCP check"]
     return [line for number, check in enumerate(checks) for line in _mistakes(check, f"{name}[{number}]")]
 
 
+def _form(value: Any) -> str:
+    """A value as `shown`, but of what holds others, or was meant to, only its keys: a header's value may be a token."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(shown(key) for key in value) + "}"
+    if isinstance(value, (list, tuple)) or isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        return f"a {'text' if isinstance(value, str) else 'list'}"
+    return shown(value)
+
+
 def _mistakes(check: Any, where: str) -> List[str]:
     if not isinstance(check, Mapping) or len(check) != 1:
-        return [f"{where}: {shown(check)} is not one check; write one of http: {{...}}, tcp: {{}} or command: [...]"]
+        return [f"{where}: {_form(check)} is not one check; write one of http: {{...}}, tcp: {{}} or command: [...]"]
     (kind, body), = check.items()
     if kind not in _KEYS:
         return [f"{where}: {shown(kind)} is not a kind of check; write http, tcp or command"]
     if kind == "command":
         if isinstance(body, (list, tuple)) and body and all(isinstance(item, (str, int)) and "\0" not in str(item) for item in body):
             return []
-        return [f"{where}.command: {shown(body)} is not a command; write a list of words, such as [/usr/local/bin/probe, --quick]"]
+        return [f"{where}.command: {_form(body)} is not a command; write a list of words, such as [/usr/local/bin/probe, --quick]"]
     if body is not None and not isinstance(body, Mapping):
-        return [f"{where}.{kind}: {shown(body)} is not a dictionary; write {kind}: {{}}"]
+        return [f"{where}.{kind}: {_form(body)} is not a dictionary; write {kind}: {{}}"]
     found = []
     for key in sorted(str(key) for key in body or {}):
         if key not in _KEYS[kind]:
@@ -163,16 +172,16 @@ def _http_mistakes(body: Mapping[str, Any], where: str) -> List[str]:
     body = {key: value for key, value in body.items() if value not in ("", None)}
     path, host = body.get("path", "/"), body.get("host", "localhost")
     if not isinstance(path, str) or not PATH.fullmatch(path):
-        found.append(f"{where}.path: {shown(path)} is not a path; begin with / and percent-encode spaces, quotes and # within")
+        found.append(f"{where}.path: {_form(path)} is not a path; begin with / and percent-encode spaces, quotes and # within")
     if not isinstance(host, str) or not HOST.fullmatch(host):
-        found.append(f"{where}.host: {shown(host)} is not a host name; write for example shop.example.org")
+        found.append(f"{where}.host: {_form(host)} is not a host name; write for example shop.example.org")
     if body.get("scheme", "http") not in ("http", "https"):
         found.append(f"{where}.scheme: {shown(body['scheme'])} is unknown; write http or https")
     if ranges(body.get("status", STATUS)) is None:
         found.append(f"{where}.status: {shown(body['status'])} is no status; write 200, [200, 204] or 200-399")
     text = body.get("body", "")
     if not isinstance(text, (str, int)) or isinstance(text, bool):
-        found.append(f"{where}.body: {shown(text)} is not a text; write what the answer contains, or a regular expression between slashes")
+        found.append(f"{where}.body: {_form(text)} is not a text; write what the answer contains, or a regular expression between slashes")
     elif _expression(str(text)):
         try:
             re.compile(str(text)[1:-1])

@@ -75,8 +75,10 @@ class Ledger:
             raise _missing("SQLAlchemy", "SQLAlchemy>=2")
         parsed = _parsed(url, state_dir)
         self._file = parsed.database if parsed.drivername == "sqlite" else ""
-        self._password = str(parsed.password or "")
-        self.name = self._file or parsed.render_as_string(hide_password=True)
+        # libpq reads a password of its own, and that of a key, out of the query as well.
+        query = {key: values for key, values in parsed.normalized_query.items() if "password" in key}
+        self._passwords = [str(item) for values in ((parsed.password,), *query.values()) for item in values if item]
+        self.name = self._file or parsed.update_query_dict(dict.fromkeys(query, "***")).render_as_string(hide_password=True)
         if self._file:
             self._engine = sa.create_engine(parsed, creator=self._connect_file, poolclass=sa.pool.NullPool)
         else:
@@ -95,7 +97,7 @@ class Ledger:
     @property
     def has_password(self) -> bool:
         """Whether the URL holds a password, and must not be shown."""
-        return bool(self._password)
+        return bool(self._passwords)
 
     @property
     def id(self) -> str:
@@ -452,8 +454,8 @@ class Ledger:
         what = f"ledger {self.name}"
         if not self._file:
             cause = " ".join(str(error).split())
-            if self._password:
-                cause = cause.replace(self._password, "***")
+            for password in self._passwords:
+                cause = cause.replace(password, "***")
             return UnreachableError(what, cause, "Check fleet_ledger, that the server runs, and that its user may create tables there")
         code = str(getattr(error, "sqlite_errorname", ""))
         folder = os.path.dirname(self._file)

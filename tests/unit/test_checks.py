@@ -71,9 +71,24 @@ def test_a_mistake_names_place_value_and_remedy(checks: Any, line: str | None) -
     assert len(found) == 1 and (line is None or found == [line]), found
 
 
-def test_the_value_of_a_header_is_never_shown() -> None:
-    found = mistakes([{"http": {"headers": {"Authorization": "hush\nhush"}}}])
+@pytest.mark.parametrize("checks", [
+    [{"http": {"headers": {"Authorization": "hush\nhush"}}}],
+    {"http": {"headers": {"X-Token": "hush"}}},
+    [{"http": None, "headers": {"X-Token": "hush"}}],
+    [{"http": {"headers": {"X-Token": "hush"}}, "tcp": {}}],
+    [[{"http": {"headers": {"X-Token": "hush"}}}]],
+    [{"http": [{"headers": {"X-Token": "hush"}}]}],
+    [{"http": {"path": {"headers": {"X-Token": "hush"}}}}],
+    [{"command": {"curl": "hush"}}],
+    '[{"http": {"headers": {"X-Token": "hush"}},]',
+])
+def test_the_value_of_a_header_is_never_shown(checks: Any) -> None:
+    found = mistakes(checks)
     assert len(found) == 1 and "hush" not in found[0]
+
+
+def test_what_is_written_at_the_wrong_place_is_known_by_its_keys() -> None:
+    assert mistakes([{"http": {}, "tcp": {}}])[0].startswith("fleet_checks[0]: {http, tcp} is not one check")
 
 
 @given(st.recursive(

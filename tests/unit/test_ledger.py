@@ -224,10 +224,18 @@ def test_another_program_keeps_the_file_locked(ledger: Ledger, monkeypatch: pyte
     other.close()
 
 
-def test_a_lease_shows_no_password() -> None:
-    ledger = Ledger("postgresql://fleet:hunter2@127.0.0.1/fleet", "/tmp")
+@pytest.mark.parametrize("url", [
+    "postgresql://fleet:hunter2@127.0.0.1:1/fleet", "postgresql://fleet@127.0.0.1:1/fleet?password=hunter2&sslmode=prefer",
+    "postgresql://fleet@127.0.0.1:1/fleet?sslpassword=hunter2",
+])
+def test_a_lease_shows_no_password(url: str) -> None:
+    ledger = Ledger(url, "/tmp")
     assert ledger.has_password
-    assert "hunter2" not in ledger.name
+    assert "hunter2" not in ledger.name and "127.0.0.1" in ledger.name
+    with pytest.raises(UnreachableError) as caught:
+        ledger.history("web")
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(ledger._explanation(Exception("no user hunter2 here")))
     assert not Ledger("postgresql://fleet@127.0.0.1/fleet", "/tmp").has_password
     assert Lease("", "web", 0, "", "/tmp").holder == ""
 
