@@ -16,4 +16,4 @@ class ActionModule(BalancerAction):
     ARGUMENTS = face.PLACES
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        return self.on_balancer(face.observe, params, task_vars)
+        return self.on_balancer(face.observe, params, task_vars, only_looks=True)

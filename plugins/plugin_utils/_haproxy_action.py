@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from ..module_utils._errors import UnreachableError
+from ansible.errors import AnsibleError
+
+from ..module_utils._errors import FleetError, UnreachableError
 from ..module_utils._haproxy.face import PLACES
 from ..module_utils._model import Balancer, to_dict
 from ._action import FleetAction, Result, Work
@@ -21,8 +23,11 @@ __all__ = ["BalancerAction", "Result"]
 class BalancerAction(FleetAction):
     """Takes what is not given of socket, master_socket, reload_command, config and config_dir from the balancer's variables haproxy_*."""
 
-    def on_balancer(self, work: Work, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        """`on_host`, with the balancer's own variables and name. One that gives no answer fails with `balancer.reachable` false."""
+    def on_balancer(self, work: Work, params: Dict[str, Any], task_vars: Dict[str, Any], only_looks: bool = False) -> Result:
+        """`on_host`, with the balancer's own variables and name. One that gives no answer fails with `balancer.reachable` false.
+
+        only_looks: so does one that cannot be looked at for another reason, such as a damaged fragment. Who acts must refuse that.
+        """
         host = str(self._task.delegate_to or task_vars.get("inventory_hostname") or "")
         for key in PLACES:
             if key != "name" and not params.get(key):
@@ -30,9 +35,11 @@ class BalancerAction(FleetAction):
         self._task.args = {key: value for key, value in params.items() if value is not None}
         try:
             result = self.on_host(work, {**params, "host": host}, task_vars)
-        except UnreachableError as error:
+        except (FleetError, AnsibleError) as error:
+            if not only_looks and not isinstance(error, UnreachableError):
+                raise
             result = {"failed": True, "reachable": False, "msg": str(error)}
-        if result.get("reachable") is False:
+        if result.get("reachable") is False or only_looks and result.get("failed"):
             result["balancer"] = to_dict(Balancer(host, reachable=False, error=str(result.get("msg", ""))))
         elif "balancer" in result:
             result["balancer"]["host"] = host

@@ -82,3 +82,23 @@ def test_a_file_of_several_fleets(desk: Desk) -> None:
     (desk.folder / "limit").write_text("web\napi\n")
     code, said = desk.play("phoenix.fleet.status", "-l", "shop,@limit")
     assert code and all(f"{fleet} " in said.rpartition("PLAY RECAP")[2] for fleet in ("web", "api", "shop")), said
+
+
+@pytest.mark.parametrize("ill", ["silent", "damaged", "no python", "no sudo"])
+def test_a_balancer_that_cannot_be_looked_at_is_told_as_one(desk: Desk, ill: str) -> None:
+    if ill == "damaged":
+        (desk.folder / "conf.d").mkdir()
+        (desk.folder / "conf.d" / "web.cfg").write_text('# phoenix.fleet {"fence": 3')
+    elif ill == "no python":
+        desk.balancer.update(ansible_become=True, ansible_become_user="nobody", ansible_python_interpreter="/nowhere/python")
+    elif ill == "no sudo":
+        desk.balancer.update(ansible_become=True, ansible_become_user="nobody", ansible_become_exe="/nowhere/sudo")
+    look = {
+        "phoenix.fleet.haproxy_backend_info": {"name": "web"}, "delegate_to": "lb1", "loop": ["lb1"], "register": "seen",
+        "failed_when": False,
+    }
+    tell = {"debug": {"msg": "reachable: {{ seen.results[0].balancer.reachable }}, {{ seen.results[0].balancer.error | length > 9 }}"}}
+    (desk.folder / "look.yml").write_text(json.dumps([{"hosts": "web", "gather_facts": False, "tasks": [look, tell]}]))
+    code, said = desk.play("look.yml")
+    assert code == 0 and "reachable: False, True" in said, said
+    assert "neither instances nor balancers can be observed" in desk.play("phoenix.fleet.status", "-l", "web")[1]
