@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -29,6 +31,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._errors import (
     RefusedError,
     UnreachableError,
 )
+from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import backend as backends
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import client as clients
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import face
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy.backend import Backend
@@ -273,8 +276,9 @@ def test_what_is_under_way_ends_before_its_server_leaves(haproxy: HAProxyProcess
 
 @pytest.mark.parametrize("master", [True, False])
 def test_a_long_connection_lives_until_the_deadline_also_in_a_worker_that_a_reload_left_behind(
-    start: Callable[..., HAProxyProcess], origins: Origins, master: bool
+    start: Callable[..., HAProxyProcess], origins: Origins, master: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backends, "CUT_PATIENCE", 0.5)
     haproxy = start(master=master)
     ports = origins.start(2)
     old, new = servers(1, ports[:1]), servers(2, ports[1:])
@@ -292,9 +296,67 @@ def test_a_long_connection_lives_until_the_deadline_also_in_a_worker_that_a_relo
     assert actions == (["cut 2 of web-r1-1"] if master else ["cut 1 of web-r1-1", "left 1 of web-r1-1"])
     assert not alive(now)
     assert alive(before) is not master, "an old worker's connection is cut through the master's socket only"
-    before.close()
-    balancer.apply(new, OPTIONS, drain_timeout=1)
+    # What cannot be cut is told, and does not end the run: the deadline has passed.
+    actions = balancer.apply(new, OPTIONS, drain_timeout=0).actions
+    assert ("left 1 of web-r1-1" in actions) is not master
     assert list(haproxy.servers()) == names(new)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("master", [True, False])
+def test_a_reload_during_the_drain_hides_nobody_who_is_connected(
+    start: Callable[..., HAProxyProcess], origins: Origins, master: bool, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "CUT_PATIENCE", 0.5)
+    haproxy = start(master=master)
+    ports = origins.start(2)
+    old, new = servers(1, ports[:1]), servers(2, ports[1:])
+    balancer = backend(haproxy)
+    balancer.apply(old, OPTIONS)
+    line = websocket(haproxy)
+    wait = Backend.wait_idle
+
+    def disturbed(self: Backend, *arguments: Any) -> list[str]:
+        haproxy.reload()
+        monkeypatch.setattr(Backend, "wait_idle", wait)
+        if killed:
+            raise KeyboardInterrupt
+        return wait(self, *arguments)
+
+    monkeypatch.setattr(Backend, "wait_idle", disturbed)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            balancer.apply(new, OPTIONS, drain_timeout=0.5)
+        assert {server.name: server.sessions for server in balancer.observe().servers} == {"web-r1-1": 1, "web-r2-1": 0}
+    actions = balancer.apply(new, OPTIONS, drain_timeout=0.5).actions
+    assert ("cut 1 of web-r1-1" if master else "left 1 of web-r1-1") in actions
+    assert alive(line) is not master
+    assert list(haproxy.servers()) == names(new)
+    assert "web-r1-1" not in (haproxy.config_dir / "web.cfg").read_text()
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def test_requests_of_one_http2_client_hide_no_other_client_of_an_old_worker(start: Callable[..., HAProxyProcess], origins: Origins) -> None:
+    port = free_port()
+    silent = socket.create_server(("127.0.0.1", 0))
+    extra = f"frontend h2\n    bind 127.0.0.1:{port} proto h2\n    default_backend other\n"
+    haproxy = start(extra=extra + f"backend other\n    server s 127.0.0.1:{silent.getsockname()[1]}\n")
+    balancer = backend(haproxy)
+    balancer.apply(servers(1, origins.start(1)), OPTIONS)
+    idle = http.client.HTTPConnection("127.0.0.1", haproxy.ports["web"], timeout=10)
+    idle.request("GET", "/")
+    assert idle.getresponse().read()
+    with socket.create_connection(("127.0.0.1", port)) as busy:
+        asked = b"".join(frame(1, 5, number, b"\x82\x86\x84\x41\x01x") for number in (1, 3, 5, 7))
+        busy.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + asked)
+        wait_until(lambda: haproxy.cli("show sess").count("be=other srv=s") == 4, "four requests")
+        haproxy.reload()
+        assert [server.sessions for server in balancer.observe().servers] == [1]
+    idle.close()
+    silent.close()
 
 
 # Who may, and what is refused

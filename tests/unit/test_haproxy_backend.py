@@ -36,6 +36,7 @@ class Simulation:
 
     def __init__(self, sick: frozenset[str] = frozenset()) -> None:
         self.lines: dict[str, Line] = {}
+        self.behind: dict[str, int] = {}
         self.sick = sick
         self.fragment = ""
 
@@ -45,7 +46,7 @@ class Simulation:
     def _shown(self, line: Line) -> Server:
         up = line.judged and line.healthy and line.server.state != "maint"
         check = "off" if not line.checked else "INI" if not line.judged else "L7OK" if line.healthy else "L4CON"
-        return replace(line.server, up=up, check=check)
+        return replace(line.server, up=up, check=check, sessions=line.server.sessions + self.behind.get(line.server.name, 0))
 
     def traffic(self) -> set[str]:
         """Who gets new clients now."""
@@ -68,7 +69,7 @@ class Simulation:
             line.checked = True
         elif words[0] == "del":
             assert line.server.state == "maint", "Only servers in maintenance mode can be deleted."
-            assert line.server.sessions == 0, "deleted under a client"
+            assert line.server.sessions + self.behind.get(name, 0) == 0, "deleted under a client"
             if line.idle:
                 return "Server still has connections attached to it, cannot remove it."
             del self.lines[name]
@@ -88,14 +89,15 @@ class Simulation:
             line.judged = line.judged or line.checked
 
     def load(self) -> None:
-        """A reload: what the fragment says, each server up until it is checked; sessions stay with the old process and still count."""
+        """A reload: what the fragment says, each server up until it is checked; sessions stay with the old process, seen or not."""
         loaded = parse(self.fragment)
         assert loaded is not None
-        sessions = {name: line.server.sessions for name, line in self.lines.items()}
+        for name, line in self.lines.items():
+            self.behind[name] = self.behind.get(name, 0) + line.server.sessions
         self.lines = {}
         for server in loaded.servers:
             state = "maint" if server.state == "maint" else "ready"
-            now = replace(server, state=state, sessions=sessions.get(server.name, 0))
+            now = replace(server, state=state)
             self.lines[server.name] = Line(now, healthy=server.name not in self.sick, checked=True)
 
 
@@ -120,8 +122,10 @@ def bring(world: Simulation, wanted: tuple[Server, ...], draw: st.DataObject, re
         seen = world.observed()
         cold = backends.unproven(seen, wanted)
         aim = backends.staged(seen, wanted, cold) if cold else wanted
-        world.fragment = render(with_servers(Fragment("web"), aim))
-        todo = backends.commands("web", seen, aim, {}, stuck=stuck)
+        written = (parse(world.fragment) or Fragment("web")).servers
+        lines = backends.together(aim, backends.parting(seen, aim, written), written)
+        world.fragment = render(with_servers(Fragment("web"), lines))
+        todo = backends.commands("web", seen, lines, {}, stuck=stuck)
         for command in todo:
             if reloads and draw.draw(st.booleans()):
                 reloads -= 1
@@ -135,8 +139,11 @@ def bring(world: Simulation, wanted: tuple[Server, ...], draw: st.DataObject, re
         else:
             if not todo:
                 if not cold and not [server for server in seen if not any(backends.same(server, item) for item in aim)]:
+                    hidden = {name for name, count in world.behind.items() if count and name not in world.lines}
+                    assert not hidden, f"{hidden} are gone with clients in a process that was left behind"
                     return
                 world.check()
+                world.behind = {}
                 for line in world.lines.values():
                     line.server = replace(line.server, sessions=0)
     raise AssertionError(f"still {backends.commands('web', world.observed(), wanted, {}, stuck=stuck)}")
@@ -294,6 +301,44 @@ def test_servers_without_an_id_keep_theirs_or_get_the_next() -> None:
     listed = [{"name": "b", "address": "192.0.2.2", "port": 80}, {"name": "a", "address": "192.0.2.1", "port": 80}]
     made = backends.standing(listed, (Server("a", "192.0.2.1", 80, 10007),))
     assert [(server.name, server.id, server.weight) for server in made] == [("b", 10008, 100), ("a", 10007, 100)]
+
+
+STAT = """\
+# pxname,svname,qcur,scur,
+f,FRONTEND,,{clients},
+web,a,0,{at_a},
+web,b,0,0,
+web,BACKEND,0,{at_a},
+api,x,0,4,
+api,BACKEND,0,4,
+"""
+OWN = "0x1: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00 scf=[8,0h,fd=9] scb=[8,1h,fd=-1] exp=29s\n"
+
+
+def stream(back: str, server: str, connection: int) -> str:
+    return (
+        f"0x2: proto=tcpv4 src=127.0.0.1:4 fe=f be={back} srv={server} ts=00 epoch=0 rq[f=8c4h,i=0] rp[f=88h,i=0] "
+        f"scf=[8,0h,fd={connection},rex=1s] scb=[8,11h,fd={connection + 50}] exp=4s\n"
+    )
+
+
+@pytest.mark.parametrize(("clients", "at_a", "streams", "count"), [
+    (0, 0, [], {"a": 0, "b": 0}),
+    (2, 0, [], {"a": 2, "b": 2}),
+    (2, 1, [("web", "a", 7)], {"a": 2, "b": 1}),
+    (2, 0, [("api", "x", 7)] * 4, {"a": 1, "b": 1}),  # of HTTP/2, beside a client that asks for nothing
+    (2, 0, [("web", "b", 7), ("api", "x", 8)], {"a": 0, "b": 1}),  # begun between the two answers
+    (1, 0, [("web", "<none>", 7)], {"a": 1, "b": 1}),  # in the queue of the backend
+    (1, 0, [("<NONE>", "<none>", 7)], {"a": 1, "b": 1}),
+    (1, 0, [("api", "<none>", 7)], {"a": 0, "b": 0}),
+    (0, 1, [], {"a": 1, "b": 0}),  # its client has gone, and no stream tells of it any more
+])
+def test_an_idle_client_of_a_process_left_behind_counts_for_every_server(
+    clients: int, at_a: int, streams: list[tuple[str, str, int]], count: dict[str, int]
+) -> None:
+    shown = OWN + "".join(stream(*item) for item in streams)
+    found = backends.lingering("web", STAT.format(clients=clients, at_a=at_a), shown)
+    assert {name: found[name] for name in "ab"} == count
 
 
 ENDING, ENDED, SILENT = "Can't connect to the target CLI!\n", "Can't find the target PID matching the prefix '@!12'!\n", "nothing"

@@ -37,6 +37,9 @@ MASTER_SOCKET = "/run/haproxy-master.sock"
 UNJUDGED = ("", "INI", "off")
 """Words for a check that has not spoken yet: HAProxy sends traffic to such a server, dead or alive (facts 1.3)."""
 
+STREAM = re.compile(r" fe=(\S+) be=(\S+) srv=(\S+) .*? scf=\[[^]]*fd=(-?[0-9]+)")
+"""A line of `show sess`: front end, backend, server and the descriptor of the client's connection."""
+
 VERDICT_PATIENCE = 3.0
 RELOAD_PATIENCE = 60.0
 CUT_PATIENCE = 5.0
@@ -82,12 +85,29 @@ def statistics(name: str, text: str) -> Dict[str, Mapping[str, str]]:
     return {row["svname"]: row for row in csv.DictReader(io.StringIO(text[2:].strip())) if row["pxname"] == name}
 
 
-def idle_connections(text: str) -> int:
-    """How many clients are connected in `show stat` without a request under way: those of the front ends less those of the backends."""
-    current: Counter[str] = Counter()
-    for row in csv.DictReader(io.StringIO(text[2:].strip())):
-        current[row["svname"]] += int(row["scur"] or 0)
-    return max(0, current["FRONTEND"] - current["BACKEND"])
+def lingering(name: str, stats: str, streams: str) -> Dict[str, int]:
+    """The sessions of a backend's servers in a process that takes no new clients, from `show stat` and then `show sess`.
+
+    A client's idle connection to such a process counts for every server that the process knows: its next request is answered by
+    that process, which cannot be told of new weights, and may go to any of them (seen: 503 once the instance was stopped).
+    A front end counts connections, and one of HTTP/2 carries many requests: it is busy where a stream has its descriptor. Asked in this
+    order, a client that moves or leaves between the two answers may be counted too often, and is never missed.
+    """
+    idle = sum(int(row["scur"] or 0) for row in csv.DictReader(io.StringIO(stats[2:].strip())) if row["svname"] == "FRONTEND")
+    busy: Set[str] = set()
+    count: Counter[str] = Counter()
+    for found in STREAM.finditer(streams):
+        front, back, server, connection = found.groups()
+        if front != "GLOBAL":
+            busy.add(connection)
+            if server == "<none>":
+                idle += back in (name, front, "<NONE>")
+            elif back == name:
+                count[server] += 1
+    idle = max(0, idle - len(busy))
+    return {
+        server: idle + max(count[server], int(row["scur"] or 0) + int(row["qcur"] or 0)) for server, row in statistics(name, stats).items()
+    }
 
 
 def counters(row: Mapping[str, str]) -> Tuple[int, int]:
@@ -140,6 +160,30 @@ def _leaving(path: str, now: Server, version: Tuple[int, int], stuck: bool) -> L
         return [f"set server {path} state maint"]
     anew = [f"set server {path} state drain", f"set server {path} state maint"] if stuck else []
     return [*anew, *([f"wait 2s srv-removable {path}"] if version >= (3, 0) else []), f"del server {path}"]
+
+
+def parting(observed: Sequence[Server], desired: Sequence[Server], written: Sequence[Server]) -> Tuple[Server, ...]:
+    """Those of the fragment's servers that are to leave and are not out of use yet: the fragment keeps them, without traffic.
+
+    A process that is reloaded or restarted meanwhile then still knows them, so that whoever is connected to them is still counted.
+    """
+    return tuple(
+        replace(server, weight=0, state="drain" if server.state == "ready" else server.state)
+        for server in observed
+        if (server.state == "ready" or server.sessions) and not _listed(server, desired) and _listed(server, written)
+    )
+
+
+def together(desired: Sequence[Server], kept: Sequence[Server], written: Sequence[Server]) -> Sequence[Server]:
+    """What is desired beside what is kept, in the order of the fragment, so that nothing is written anew for the order alone."""
+    names = {server.name for server in kept}
+    order = {server.name: number for number, server in enumerate(written)}
+    lines = (*(server for server in desired if server.name not in names), *kept)
+    return sorted(lines, key=lambda server: order.get(server.name, len(order))) if kept else desired
+
+
+def _listed(server: Server, servers: Sequence[Server]) -> bool:
+    return any(same(server, item) for item in servers)
 
 
 def same(one: Server, other: Server) -> bool:
@@ -319,23 +363,17 @@ class Backend:
         )
 
     def _elsewhere(self, info: Info, servers: Sequence[Server]) -> Mapping[str, int]:
-        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections.
-
-        A client's idle connection to such a process counts for every server that the process knows: its next request is answered by
-        that process, which cannot be told of new weights, and may go to any of them (seen: 503 once the instance was stopped).
-        """
+        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections."""
         if not self.client.master_path:
             found = files.connections(info.pid, [(server.address, server.port) for server in servers])
             return {server.name: found.get((server.address, server.port), 0) for server in servers}
         count: Counter[str] = Counter()
         for pid in self.client.processes().workers:
             if pid != info.pid:
-                stats = self.client.worker(pid, "show stat -1 7 -1")
-                if not stats:
+                stats, streams = (self.client.worker(pid, command) for command in ("show stat -1 7 -1", "show sess"))
+                if not stats or not streams:
                     continue  # it has ended meanwhile
-                idle = idle_connections(stats)
-                for name, row in statistics(self.name, stats).items():
-                    count[name] += int(row["scur"] or 0) + int(row["qcur"] or 0) + idle
+                count.update(lingering(self.name, stats, streams))
         return count
 
     def _fragment(self) -> Optional[Fragment]:
@@ -380,29 +418,37 @@ class Backend:
         """
         outcome = Outcome([])
         deadline = 0.0
+        late = waited = False
         while True:
             with files.locked(self.config_dir):
-                seen, target = self._begin(options, lease, adopt, options_for)
+                # Past the deadline only the current worker has a say, which would not delete a server that it still uses.
+                seen, target = self._begin(options, lease, adopt, options_for, everywhere=not late)
                 servers = target.servers if servers is None else servers
                 self._judge(servers, target, seen, lease)
                 target = replace(target, head=_headed(target.head, lease, live, next_release))
                 cold = () if self.check_mode else unproven(seen.servers, servers)
                 aim = staged(seen.servers, servers, cold) if cold else servers
-                leaving = [server.name for server in seen.servers if not any(same(server, item) for item in aim)]
-                seen = self._settle(seen, fragments.with_servers(target, aim), outcome)
-            gone = [server.name for server in seen.servers if not any(same(server, item) for item in aim)]
+                leaving = [server.name for server in seen.servers if not _listed(server, aim)]
+                kept = () if self.check_mode else parting(seen.servers, aim, target.servers)
+                lines = together(aim, kept, target.servers)
+                seen = self._settle(seen, fragments.with_servers(target, lines), outcome, everywhere=not late)
+            gone = [server for server in seen.servers if not _listed(server, aim)]
             if self.check_mode:
                 return outcome
-            if leaving and not gone and not deadline:
+            if leaving and not gone and not waited:
                 on_progress(f"{_whose(leaving)}connections 0")
             if gone:
                 deadline = deadline or time.monotonic() + drain_timeout
                 if time.monotonic() > deadline + 2 * CUT_PATIENCE:
                     raise DeadlineError(
-                        self.what, f"{', '.join(gone)} could not be deregistered in {drain_timeout:.0f} s",
+                        self.what, f"{', '.join(server.name for server in gone)} could not be deregistered in {drain_timeout:.0f} s",
                         "See who is connected with: show sess, on HAProxy's socket. Run it again to go on.",
                     )
-                outcome.actions += self.wait_idle(gone, max(0.0, deadline - time.monotonic()), on_progress)
+                if any(server.sessions for server in gone):
+                    waited = True
+                    timeout = max(0.0, deadline - time.monotonic())
+                    outcome.actions += self.wait_idle([server.name for server in gone], timeout, on_progress)
+                    late = time.monotonic() >= deadline
             elif cold:
                 self.wait_up(cold, wait_timeout)
             else:
@@ -440,9 +486,11 @@ class Backend:
                 self._reload(info, text, outcome, present=False)
         return outcome
 
-    def _begin(self, options: Optional[Mapping[str, Any]], lease: Optional[Head], adopt: bool, options_for: str) -> Tuple[Seen, Fragment]:
+    def _begin(
+        self, options: Optional[Mapping[str, Any]], lease: Optional[Head], adopt: bool, options_for: str, everywhere: bool,
+    ) -> Tuple[Seen, Fragment]:
         """What there is: HAProxy's word, and the fragment, of which somebody else's backend has become one where it may."""
-        seen = self.seen()
+        seen = self.seen(everywhere)
         current = self._fragment()
         if current is not None:
             admitted(self.name, self.host, current.head, lease, False)
@@ -486,7 +534,7 @@ class Backend:
         if found:
             raise InvalidError(found, f"backend {self.name}")
 
-    def _settle(self, seen: Seen, target: Fragment, outcome: Outcome) -> Seen:
+    def _settle(self, seen: Seen, target: Fragment, outcome: Outcome, everywhere: bool) -> Seen:
         """The fragment first, then the commands, until HAProxy says that only waiting is left. The lock is held."""
         current = self._fragment()
         if current is None or fragments.shape(current) != fragments.shape(target):
@@ -500,7 +548,7 @@ class Backend:
             return seen
         if due:
             self._reload(seen.info, before, outcome, present=True)
-            seen = self.seen()
+            seen = self.seen(everywhere)
         stuck: Set[str] = set()
         for attempt in range(ROUNDS):
             todo = self._next(seen, target, stuck)
@@ -517,7 +565,7 @@ class Backend:
             else:
                 outcome.actions += todo
                 stuck |= {line.rpartition("/")[2] for line, reply in zip(todo, replies) if line.startswith("del ") and STUCK in reply}
-            seen = self.seen()
+            seen = self.seen(everywhere)
         raise DeadlineError(
             self.what, f"after {ROUNDS} rounds HAProxy still needs: {'; '.join(todo[:3])}",
             "Look for somebody else who changes the backend at the same time.",
