@@ -257,6 +257,21 @@ def test_a_server_that_is_added_at_its_weight_takes_no_traffic_before_its_check(
     assert haproxy.weights() == {"web-r1-1": 100, "web-r1-2": 100}
 
 
+def test_a_server_that_is_down_takes_nobodys_place_however_often_it_is_tried(haproxy: HAProxyProcess, origins: Origins) -> None:
+    ports = origins.start(2)
+    balancer = backend(haproxy)
+    balancer.apply(servers(1, ports[:1]), OPTIONS)
+    origins.sick.add(ports[1])
+    with Load(haproxy.url(), rate=50) as load:
+        for _attempt in range(2):
+            with pytest.raises(DeadlineError, match="web-r2-1 L7STS"):
+                balancer.apply(servers(2, ports[1:]), OPTIONS, wait_timeout=1)
+        origins.sick.clear()
+        balancer.apply(servers(2, ports[1:]), OPTIONS, wait_timeout=10)
+    assert load.result["failed"] == 0, load.result
+    assert haproxy.weights() == {"web-r2-1": 100}
+
+
 # Draining
 
 

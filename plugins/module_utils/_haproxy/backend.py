@@ -192,14 +192,21 @@ def same(one: Server, other: Server) -> bool:
 
 
 def unproven(observed: Sequence[Server], desired: Sequence[Server]) -> Tuple[str, ...]:
-    """The names of servers that would take traffic before a check has said anything of them."""
+    """The names of servers that would take traffic before a check has said anything of them, or healthy ones' place while it says no.
+
+    Where as many that are up serve afterwards as before, what is down is not waited for: so a release goes back at once.
+    """
     seen = {server.name: server for server in observed}
+    wanted = [server for server in desired if server.state == "ready" and server.weight > 0]
+    before = sum(server.up and server.state == "ready" and server.weight > 0 for server in observed)
+    after = sum(_listed(server, observed) and seen[server.name].up for server in wanted)
     names = []
-    for server in desired:
-        if server.state == "ready" and server.weight > 0:
-            now = seen.get(server.name)
-            if now is None or not same(now, server) or now.state == "maint" or (now.weight == 0 and not now.up and now.check in UNJUDGED):
-                names.append(server.name)
+    for server in wanted:
+        now = seen.get(server.name)
+        if now is None or not same(now, server) or now.state == "maint":
+            names.append(server.name)
+        elif not now.up and (now.weight == 0 or now.state != "ready") and (after < before or now.check in UNJUDGED):
+            names.append(server.name)
     return tuple(names)
 
 
