@@ -460,9 +460,57 @@ def test_a_configuration_that_haproxy_does_not_accept_touches_nothing(haproxy: H
     # A release that is under way ends all the same: other weights and fewer servers need nobody's leave.
     balancer.apply(aside(lines), OPTIONS)
     balancer.apply(lines, OPTIONS)
-    (haproxy.config_dir / "zz.cfg").unlink()
-    assert sorted((path.name, path.read_text()) for path in haproxy.config_dir.iterdir()) == before
+    assert sorted((path.name, path.read_text()) for path in haproxy.config_dir.iterdir() if path.name != "zz.cfg") == before
+    (haproxy.config_dir / "zz.cfg").write_text("backend zz\n    nonsense\n    use-server x\n")
+    balancer.apply((), OPTIONS)
+    assert haproxy.servers() == {}
     assert haproxy.pid == pid
+
+
+def test_a_line_that_needs_another_that_is_gone_is_noticed_before_anything_is_written(haproxy: HAProxyProcess, origins: Origins) -> None:
+    lines = servers(1, origins.start(1))
+    balancer = backend(haproxy)
+    balancer.apply(lines, {**OPTIONS, "options": ["stick-table type ip size 10k expire 1m", "stick on src"]})
+    before = (haproxy.config_dir / "web.cfg").read_text()
+    for check_mode in (True, False):
+        with pytest.raises(RefusedError, match="does not accept the new configuration"):
+            backend(haproxy, check_mode=check_mode).apply(lines, {**OPTIONS, "options": ["stick on src"]})
+    assert (haproxy.config_dir / "web.cfg").read_text() == before
+
+
+@pytest.mark.parametrize("lease", [None, LEASE])
+@pytest.mark.parametrize(("own", "other"), [
+    ("    use-server app1 if { path_beg /admin }\n", ""),
+    ("    use-server 'ap'p1 if { path_beg /admin }\n", ""),
+    ("    http-request deny if { srv_is_up(web/app1) }\n", ""),
+    ("", "backend other\n    server x 127.0.0.1:1 track web/app1\n"),
+])
+def test_a_server_that_another_line_refers_to_is_not_taken_away(
+    start: Callable[..., HAProxyProcess], origins: Origins, own: str, other: str, lease: Head | None
+) -> None:
+    haproxy = start(prepared=False, backends=())
+    ports = origins.start(2)
+    path = haproxy.config_dir / "web.cfg"
+    path.write_text(f"backend web\n    mode http\n{own}    server app1 127.0.0.1:{ports[0]} check\n")
+    (haproxy.config_dir / "zz.cfg").write_text(other)
+    haproxy.reload()
+    before = path.read_text()
+    balancer = backend(haproxy)
+    (old,) = balancer.observe().strangers
+    new = servers(1, ports[1:])
+    # A fleet's strangers leave in the end, so that it is told before a release begins.
+    with pytest.raises(RefusedError, match="would not start without app1"):
+        balancer.apply((old, *aside(new)) if lease else new, OPTIONS, lease, adopt=True)
+    assert path.read_text() == before
+    assert list(haproxy.servers("web")) == ["app1"]
+    balancer.apply((old, *new), OPTIONS, adopt=True)
+    haproxy.restart()
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if line.strip() != own.strip()) + "\n")
+    (haproxy.config_dir / "zz.cfg").write_text("")
+    haproxy.reload()
+    backend(haproxy).apply(new, OPTIONS, lease, adopt=True)
+    haproxy.restart()
+    assert list(haproxy.servers("web")) == names(new)
 
 
 def test_a_folder_that_haproxy_does_not_load_is_refused(haproxy: HAProxyProcess, origins: Origins, tmp_path: Path) -> None:

@@ -203,9 +203,10 @@ def unproven(observed: Sequence[Server], desired: Sequence[Server]) -> Tuple[str
     names = []
     for server in wanted:
         now = seen.get(server.name)
-        if now is None or not same(now, server) or now.state == "maint":
-            names.append(server.name)
-        elif not now.up and (now.weight == 0 or now.state != "ready") and (after < before or now.check in UNJUDGED):
+        if now is None or not same(now, server):
+            now = replace(server, state="maint")
+        idle = now.weight == 0 or now.state != "ready"
+        if now.state == "maint" or (idle and not now.up and (after < before or now.check in UNJUDGED)):
             names.append(server.name)
     return tuple(names)
 
@@ -433,6 +434,8 @@ class Backend:
                 servers = target.servers if servers is None else servers
                 self._judge(servers, target, seen, lease)
                 target = replace(target, head=_headed(target.head, lease, live, next_release))
+                if not outcome.actions:
+                    self._may_leave(seen, target, servers, lease)
                 cold = () if self.check_mode else unproven(seen.servers, servers)
                 aim = staged(seen.servers, servers, cold) if cold else servers
                 leaving = [server.name for server in seen.servers if not _listed(server, aim)]
@@ -541,6 +544,26 @@ class Backend:
         if found:
             raise InvalidError(found, f"backend {self.name}")
 
+    def _may_leave(self, seen: Seen, target: Fragment, servers: Sequence[Server], lease: Optional[Head]) -> None:
+        """Raises RefusedError where HAProxy could not start without those that are to leave, a fleet's strangers among them.
+
+        HAProxy is asked, which takes its time, only where any line is of a kind that can name a server.
+        """
+        doomed = target.adopted if lease is not None and lease.ledger else ()
+        rest = [server for server in servers if server.name not in doomed]
+        leaving = [server.name for server in target.servers if not _listed(server, rest)]
+        texts = (files.read(path) or "" for path in files.listing(seen.info.pid)) if leaving else ()
+        if not any(fragments.REFERENCE.search(re.sub(r"[\"'\\]", "", text)) for text in texts):
+            return
+        with files.candidate(self.path, fragments.render(fragments.with_servers(target, rest)), elsewhere=True) as path:
+            complaint = files.validate(seen.info.pid, self.path, path)
+        # What is broken already is no reason to stop half-way.
+        if complaint is not None and files.validate(seen.info.pid, self.path, self.path) is None:
+            raise RefusedError(
+                self.what, f"HAProxy would not start without {', '.join(leaving)}: {complaint}",
+                "Nothing was changed. Take the line that refers to it away, and reload HAProxy.",
+            )
+
     def _settle(self, seen: Seen, target: Fragment, outcome: Outcome, everywhere: bool) -> Seen:
         """The fragment first, then the commands, until HAProxy says that only waiting is left. The lock is held."""
         current = self._fragment()
@@ -594,7 +617,7 @@ class Backend:
         if before is None or _unfenced(before) != _unfenced(after):
             outcome.actions.append(f"wrote {self.path}")
         with files.candidate(self.path, after, elsewhere=self.check_mode) as path:
-            if before is None or not _settled(after) <= _settled(before):
+            if before is None or not _fewer(before, after):
                 pid = self.client.info().pid
                 files.listed(pid, self.path, self.config, self.config_dir)
                 complaint = files.validate(pid, self.path, path)
@@ -739,9 +762,17 @@ def _unfenced(text: str) -> str:
     return re.sub(r'"(fence|records)": \d+', "", text, count=2)
 
 
-def _settled(text: str) -> Set[str]:
-    """The lines that HAProxy reads, weights aside. What it has accepted stays acceptable with other weights, and with fewer servers."""
-    return {re.sub(r" weight [0-9]+| disabled| # (drain|maint)$", "", line) for line in text.splitlines() if not line.startswith("#")}
+def _fewer(before: str, after: str) -> bool:
+    """Whether HAProxy reads the same with at most other weights and fewer servers: what it has accepted it accepts (see `_may_leave`)."""
+    (former, servers), (latter, fewer) = _settled(before), _settled(after)
+    return former == latter and fewer <= servers
+
+
+def _settled(text: str) -> Tuple[List[str], Set[str]]:
+    """The lines that HAProxy reads: those of the backend in their order, and those of its servers, weights aside."""
+    lines = [re.sub(r" weight [0-9]+| disabled| # (drain|maint)$", "", line) for line in text.splitlines() if not line.startswith("#")]
+    servers = {line for line in lines if line.lstrip().startswith("server ")}
+    return [line for line in lines if line not in servers], servers
 
 
 def _verdict(server: Optional[Server]) -> str:

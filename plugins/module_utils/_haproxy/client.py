@@ -35,6 +35,7 @@ HINTS = (
     ("dynamic load balancing", "Use roundrobin, leastconn, random, first, or a hash with the line 'hash-type consistent'."),
     ("non dynamic", "Use roundrobin, leastconn, random, first, or a hash with the line 'hash-type consistent'."),
     ("unable to load", "Let HAProxy's configuration name the file too, so that it is loaded before HAProxy locks itself into its chroot."),
+    ("pointing to it", "Take the line that refers to it, such as use-server or track, away and reload HAProxy."),
     ("with the same", "Another server of the backend has this name or id: list it, or remove it."),
 )
 

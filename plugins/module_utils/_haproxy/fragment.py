@@ -33,6 +33,9 @@ WORD = re.compile(r"[^\s\x00-\x1f\x7f'\"\\#$;]+")
 DYNAMIC = ("roundrobin", "leastconn", "random", "first")
 HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash")
 _BALANCE = re.compile(r"([a-z_-]+)(\([^\s\x00-\x1f\x7f()'\"\\#]*\))?( +[^\s\x00-\x1f\x7f'\"\\#$;]+)*")
+REFERENCE = re.compile(r"\buse-server\b|\btrack\s|\bsrv_\w+\(")
+"""What names a server beside its own line: without that server HAProxy does not start."""
+
 SECTIONS = (
     "global", "defaults", "frontend", "backend", "listen", "userlist", "peers", "resolvers", "mailers", "program", "http-errors", "ring",
     "cache", "fcgi-app", "log-forward", "log-profile", "crt-store", "traces", "acme",
