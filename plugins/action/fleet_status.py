@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 from ..module_utils import _arguments
-from ..module_utils._errors import UnreachableError
+from ..module_utils._errors import InvalidError, UnreachableError
 from ..module_utils._model import Balancer, Definition, Instance, World, from_dict
 from ..plugin_utils import _status
 from ..plugin_utils._action import FleetAction, Result
@@ -24,6 +24,7 @@ class ActionModule(FleetAction):
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         definition = from_dict(Definition, params["definition"])
+        _refuse_sharing(params["file"], task_vars)
         seen = params["instances"]
         unseen = "" if "instances" in seen else str(seen.get("msg", "no answer"))
         balancers = tuple(from_dict(Balancer, item) for item in params["balancers"])
@@ -38,6 +39,15 @@ class ActionModule(FleetAction):
         if params["file"] and not self._task.check_mode:
             _write(params["file"], json.dumps(told, indent=2) + "\n")
         return {"changed": False, "status": told}
+
+
+def _refuse_sharing(path: str, task_vars: Mapping[str, Any]) -> None:
+    """Of two fleets that write to one file only the last would be told."""
+    host, hosts = task_vars.get("inventory_hostname"), list(task_vars.get("ansible_play_hosts_all") or ())
+    if path and any(other != host and task_vars["hostvars"][other].get("status_file") == path for other in hosts):
+        raise InvalidError([
+            f"status_file: {path} needs exactly one fleet, and this run has {', '.join(hosts)}; add -l and one of them, or give each a file"
+        ])
 
 
 def _write(path: str, text: str) -> None:

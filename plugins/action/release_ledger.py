@@ -20,6 +20,7 @@ from ..module_utils._instances import connect
 from ..module_utils._model import Definition, Instance, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import told, wanted
+from ..plugin_utils._executor import state_folder
 from ..plugin_utils._ledger import Lease, Ledger
 
 
@@ -52,11 +53,17 @@ class ActionModule(FleetAction):
 
     def _hold(self, definition: Definition, ledger: Ledger, task_vars: Mapping[str, Any]) -> Result:
         if self._task.check_mode:
+            holder = ledger.holder(definition.name)
+            if holder and not definition.takeover:
+                remedy = "Look again when it has ended: what it is doing looks like what a killed run has left"
+                raise LeaseError(f"fleet {definition.name}", f"held by {holder['holder']} since {holder['since']}", remedy)
             lease = Lease(definition.ledger, definition.name, 0, ledger.id, definition.state_dir)
         else:
             # This is one task's worker; the run is the process that made it, and not whoever adopts it when that has ended.
             maker = multiprocessing.parent_process()
             run = maker.pid if maker and maker.pid else os.getppid()
+            if definition.ledger:
+                state_folder(definition.state_dir)
             lease = ledger.acquire(definition.name, _who(task_vars), takeover=definition.takeover, pid=run)
             if os.getppid() != run:
                 ledger.give_back(lease)

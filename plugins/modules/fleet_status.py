@@ -31,7 +31,7 @@ options:
     elements: dict
     required: true
   file:
-    description: A file to write the status to, as JSON.
+    description: A file to write the status to, as JSON, one for each fleet.
     type: path
     default: ""
 attributes:

@@ -242,8 +242,16 @@ def out_of_scope(host: str, groups: Mapping[str, Sequence[str]]) -> List[str]:
 
 def namesakes(name: str, host: str, fleets: Mapping[str, Mapping[str, Any]]) -> List[str]:
     """Why a fleet may not have this name: another host of the inventory has it, and two of one name would undo each other's work."""
-    others = [other for other, variables in fleets.items() if other != host and str(variables.get("fleet_name") or other) == name]
+    others = [other for other, variables in fleets.items() if other != host and _name_of(other, variables) == name]
     return [f"fleet_name: {_shown(name)} is the name of {others[0]} as well; give each fleet a name of its own"] if others else []
+
+
+def _name_of(host: str, variables: Mapping[str, Any]) -> str:
+    """The name of a fleet; none where it cannot be evaluated, of which that fleet's own run tells."""
+    try:
+        return str(variables.get("fleet_name") or host)
+    except AnsibleError:
+        return ""
 
 
 def unknown(raw: Mapping[str, Any], known: Iterable[str]) -> List[str]:

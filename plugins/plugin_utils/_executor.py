@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import IO, Iterator, Mapping, Optional
 
-from ..module_utils._errors import DeadlineError, FleetError, LeaseError
+from ..module_utils._errors import DeadlineError, FleetError, LeaseError, UnreachableError
 from ..module_utils._model import from_dict
 from ._ledger import Lease, Ledger
 from ._process import GONE, RUNNING, STOPPED, Process
@@ -62,7 +63,7 @@ def guarded(data: Optional[Mapping[str, object]]) -> Iterator[int]:
 @contextmanager
 def _locked(ledger: Ledger, lease: Lease) -> Iterator[None]:
     path = os.path.join(lease.state_dir, f"{lease.fleet}.lock")
-    os.makedirs(lease.state_dir, mode=0o700, exist_ok=True)
+    state_folder(lease.state_dir)
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
         # Made beforehand, so that who holds the lock has said so within a moment.
         signature = _signature(lease)
@@ -90,6 +91,17 @@ def _locked(ledger: Ledger, lease: Lease) -> Iterator[None]:
         except OSError:
             pass  # on a full disk a new lock's file stays empty: then an orphan can only be waited for
         yield
+
+
+def state_folder(path: str) -> None:
+    """Make the folder of locks and last words. Raises UnreachableError where that cannot be, or nothing could be written there."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        cause = f"cannot be written: {error.strerror}"
+        raise UnreachableError(f"fleet_state_dir {path}", cause, "Set it to a folder that this user may write to") from None
 
 
 def _signature(lease: Lease) -> bytes:

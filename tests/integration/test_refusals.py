@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 120
 
 
 class Desk:
-    """A folder with an inventory: the fleets `web` and `api`, whose engine and balancer are nowhere."""
+    """A folder with an inventory: the fleets `web` and `api`. Their engine is nowhere, and their fragments are damaged, so nobody waits."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,6 +34,10 @@ class Desk:
             "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "haproxy_socket": "/nowhere/admin.sock",
             "haproxy_config_dir": str(folder / "conf.d"), "haproxy_reload_command": "false",
         }
+
+        (folder / "conf.d").mkdir()
+        for name in self.fleets:
+            (folder / "conf.d" / f"{name}.cfg").write_text('# phoenix.fleet {"fence": 3')
 
     def play(self, playbook: str, *arguments: str) -> tuple[int, str]:
         groups = {"fleets": {"hosts": self.fleets}, "balancers": {"hosts": {"lb1": self.balancer}}}
@@ -86,9 +91,8 @@ def test_a_file_of_several_fleets(desk: Desk) -> None:
 
 @pytest.mark.parametrize("ill", ["silent", "damaged", "no python", "no sudo"])
 def test_a_balancer_that_cannot_be_looked_at_is_told_as_one(desk: Desk, ill: str) -> None:
-    if ill == "damaged":
-        (desk.folder / "conf.d").mkdir()
-        (desk.folder / "conf.d" / "web.cfg").write_text('# phoenix.fleet {"fence": 3')
+    if ill == "silent":
+        (desk.folder / "conf.d" / "web.cfg").unlink()
     elif ill == "no python":
         desk.balancer.update(ansible_become=True, ansible_become_user="nobody", ansible_python_interpreter="/nowhere/python")
     elif ill == "no sudo":
@@ -102,3 +106,34 @@ def test_a_balancer_that_cannot_be_looked_at_is_told_as_one(desk: Desk, ill: str
     code, said = desk.play("look.yml")
     assert code == 0 and "reachable: False, True" in said, said
     assert "neither instances nor balancers can be observed" in desk.play("phoenix.fleet.status", "-l", "web")[1]
+
+
+def test_two_fleets_do_not_write_their_status_to_one_file(desk: Desk) -> None:
+    file = str(desk.folder / "status.json")
+    refused = f"status_file: {file} needs exactly one fleet, and this run has web, api; add -l and one of them"
+    assert desk.play("phoenix.fleet.status", "-e", f"status_file={file}")[1].count(refused) >= 2
+    assert refused not in desk.play("phoenix.fleet.status", "-e", f"status_file={file}", "-l", "web")[1]
+    assert refused not in desk.play("phoenix.fleet.status", "-e", "status_file=" + file + "-{{ inventory_hostname }}")[1]
+
+
+def test_check_mode_says_who_is_at_work(desk: Desk) -> None:
+    lease = Ledger("", str(desk.folder / "state")).acquire("web", "ann@ci")
+    code, said = desk.play("phoenix.fleet.heal", "--check", "-l", "web")
+    assert code and f"fleet web: held by {lease.holder} since {lease.since}" in said, said
+
+
+def test_a_fleet_whose_name_cannot_be_evaluated_keeps_no_other_from_its_work(desk: Desk) -> None:
+    desk.fleets["api"]["fleet_name"] = "{{ nowhere }}"
+    assert "there is no socket /nowhere/docker.sock" in desk.play("phoenix.fleet.release", "-l", "web")[1]
+    assert "fleet_name" in desk.play("phoenix.fleet.release", "-l", "api")[1]
+
+
+def test_a_state_folder_that_cannot_be_is_named_before_the_lease(desk: Desk) -> None:
+    desk.fleets["web"].update(fleet_ledger=f"sqlite:///{desk.folder}/ledger.sqlite3", fleet_state_dir="/dev/null/state")
+    code, said = desk.play("phoenix.fleet.release", "-l", "web")
+    assert code and "fleet_state_dir /dev/null/state: cannot be written: Not a directory" in said and "lease 1 taken" not in said, said
+
+
+def test_init_writes_where_it_was_asked_to_from_here(desk: Desk) -> None:
+    code, said = desk.play("phoenix.fleet.init", "-e", "init_dir=mine/fleets")
+    assert code == 0 and (desk.folder / "mine" / "fleets").is_dir() and f"cd {desk.folder}/mine/fleets " in said, said
