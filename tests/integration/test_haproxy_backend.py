@@ -35,7 +35,8 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import back
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import client as clients
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy import face
 from ansible_collections.phoenix.fleet.plugins.module_utils._haproxy.backend import Backend
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Head, Server
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Head, Plan, Server, to_dict
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import HAProxyProcess, free_port, wait_until
 from ansible_collections.phoenix.fleet.tests.load import Load
 
@@ -745,6 +746,33 @@ def test_the_same_in_process_and_as_a_module(haproxy: HAProxyProcess, origins: O
         assert "nobody is not registered" in run.stdout + run.stderr
         assert "Traceback" not in run.stdout + run.stderr
     assert haproxy.weights() == {line["name"]: 100 for line in lines}
+
+
+def test_an_old_copy_of_the_ledger_is_refused_however_often_it_tries(haproxy: HAProxyProcess, origins: Origins, tmp_path: Path) -> None:
+    """With the head that a real run leaves: the number of records comes from the ledger, at each act anew."""
+    (port,) = origins.start(1)
+    ledger, file = Ledger("", str(tmp_path)), tmp_path / "ledger.sqlite3"
+
+    def act() -> str:
+        lease = to_dict(ledger.acquire("web", "me", takeover=True))
+        task = {"name": "web", "servers": [{"name": "web-r1-1", "address": "127.0.0.1", "port": port}], "lease": lease}
+        done = play(tmp_path, haproxy, [{"phoenix.fleet.haproxy_backend": task, "delegate_to": "lb1"}])
+        return done.stdout + done.stderr if done.returncode else "done"
+
+    assert act() == "done"
+    copy = file.read_bytes()
+    lease = ledger.acquire("web", "me", takeover=True)
+    with ledger.planning(lease) as view:
+        view.open(Plan("heal", 0, 0), "me")
+    assert act() == "done"
+    head = backend(haproxy).observe().head
+    assert head and (head.fence, head.records) == (3, 1)
+    file.write_bytes(copy)
+    for fence in (2, 3, 4):
+        said = act()
+        assert ledger.history("web").fence == fence
+        assert ("a later run has the fence 3" if fence < 3 else "had 1 records of the fleet, and this one has 0. It is an old copy") in said
+    assert backend(haproxy).observe().head == head
 
 
 def test_mistakes_are_told_all_at_once(haproxy: HAProxyProcess) -> None:
