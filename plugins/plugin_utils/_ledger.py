@@ -78,7 +78,7 @@ class Ledger:
         # libpq reads a password of its own, and that of a key, out of the query as well.
         query = {key: values for key, values in parsed.normalized_query.items() if "password" in key}
         self._passwords = [str(item) for values in ((parsed.password,), *query.values()) for item in values if item]
-        self.name = self._file or parsed.update_query_dict(dict.fromkeys(query, "***")).render_as_string(hide_password=True)
+        self.name = self._file or parsed.difference_update_query(query).render_as_string(hide_password=True)
         if self._file:
             self._engine = sa.create_engine(parsed, creator=self._connect_file, poolclass=sa.pool.NullPool)
         else:
