@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import http.client
 import json
 import os
@@ -648,6 +649,70 @@ def test_a_strangers_defaults_do_not_reach_the_backend(start: Callable[..., HAPr
     backend(haproxy).apply(servers(1, ports), OPTIONS)
     haproxy.reload()
     assert haproxy.weights("web") == {"web-r1-1": 100, "web-r1-2": 100}
+
+
+def shown(haproxy: HAProxyProcess) -> dict[str, list[str]]:
+    """What HAProxy tells of each server's settings."""
+    columns = ("svname", "act", "bck", "slim", "qlimit", "check_status", "check_rise", "check_fall", "agent_status", "cookie", "status")
+    rows = [row for row in csv.DictReader(haproxy.cli("show stat -1 4 -1")[2:].splitlines()) if row["pxname"] == "web"]
+    states = ("srv_uweight", "srv_admin_state", "srv_use_ssl", "srv_check_port", "srv_check_addr", "srv_agent_addr", "srv_agent_port")
+    known = haproxy.servers()
+    # -1 for TLS is what 3.0 shows of no-ssl.
+    return {
+        row["svname"]: [row[key] for key in columns] + [known[row["svname"]][key].replace("-1", "0") for key in states] for row in rows
+    }
+
+
+@pytest.mark.parametrize("given", [
+    "ssl verify none", "check-ssl verify none", "send-proxy", "send-proxy-v2", "check-send-proxy", "send-proxy-v2-ssl", "backup",
+    "disabled", "maxconn 1 minconn 1 maxqueue 1", "weight 7 slowstart 1h", "no-check", "observe layer7 on-error mark-down",
+])
+def test_a_strangers_default_server_does_not_reach_the_servers(start: Callable[..., HAProxyProcess], origins: Origins, given: str) -> None:
+    haproxy = start(defaults=(f"default-server {given}",))
+    ports = origins.start(2)
+    balancer = backend(haproxy)
+    balancer.apply((), OPTIONS)
+    balancer.apply(servers(1, ports), OPTIONS, wait_timeout=10)
+    before = shown(haproxy)
+    haproxy.reload()
+    balancer.wait_up(["web-r1-1", "web-r1-2"], 10)
+    assert shown(haproxy) == before
+    assert not origins.hits, "a check with a PROXY header asks for no /health"
+
+
+def test_a_strangers_default_server_that_cannot_be_taken_back_is_refused(start: Callable[..., HAProxyProcess], origins: Origins) -> None:
+    haproxy = start(defaults=("default-server inter 3s source 127.0.0.2",))
+    before = (haproxy.config_dir / "web.cfg").read_text()
+    with pytest.raises(RefusedError, match=r"source in the default-server of .*haproxy\.cfg, after line"):
+        backend(haproxy).apply(servers(1, origins.start(1)), OPTIONS)
+    assert (haproxy.config_dir / "web.cfg").read_text() == before
+
+
+def test_an_adopted_server_keeps_what_the_defaults_give_it(start: Callable[..., HAProxyProcess], origins: Origins) -> None:
+    haproxy = start(defaults=("default-server maxconn 7",))
+    ports = origins.start(2)
+    path = haproxy.config_dir / "web.cfg"
+    path.write_text(f"backend web\n    default-server minconn 3\n    server old 127.0.0.1:{ports[0]} check\n")
+    haproxy.reload()
+    balancer = backend(haproxy)
+    (old,) = balancer.observe().strangers
+    balancer.apply((*servers(1, ports[1:]), old), OPTIONS, adopt=True)
+    haproxy.reload()
+    assert {name: row[3] == "7" for name, row in shown(haproxy).items()} == {"old": True, "web-r1-1": False}
+    text = path.read_text()
+    assert text.index("server old") < text.rindex("default-server minconn 3") < text.index("server web-r1-1")
+
+
+def test_a_strangers_state_file_is_not_loaded(start: Callable[..., HAProxyProcess], origins: Origins, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    haproxy = start(defaults=("load-server-state-from-file global",), extra=f"global\n    server-state-file {state}\n")
+    lines = servers(1, origins.start(2))
+    balancer = backend(haproxy)
+    balancer.apply(lines, OPTIONS)
+    state.write_text(haproxy.cli("show servers state"))
+    balancer.apply((lines[0], *aside(lines[1:])), OPTIONS)
+    haproxy.reload()
+    assert haproxy.weights() == {"web-r1-1": 100, "web-r1-2": 0}
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

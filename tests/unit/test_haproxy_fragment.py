@@ -72,6 +72,16 @@ def test_everything_is_stated_that_an_earlier_defaults_could_change() -> None:
     assert {"mode http", "balance roundrobin", "timeout connect", "timeout server", "timeout check", "option tcp-check"} <= stated
 
 
+@pytest.mark.parametrize(("files", "found"), [
+    ({"a": "defaults\n default-server inter 1s ssl", "b": ""}, ""),
+    ({"a": "global\ndefaults\n mode http\n default-server inter 1s track x/y", "b": ""}, "track in the default-server of a, after line 2"),
+    ({"a": "defaults\n default-server track x/y", "aa": "defaults next\n mode tcp", "b": ""}, ""),
+    ({"a": "defaults\n mode http", "b": "", "c": "defaults\n default-server source ::1"}, ""),
+])
+def test_what_an_earlier_defaults_gives_for_good_is_found(files: dict[str, str], found: str) -> None:
+    assert fragments.lasting(files, "b") == found
+
+
 def test_the_check_asks_as_it_was_told() -> None:
     lines = settings(Fragment("web", options={"check": {"path": "/health", "status": [200, 204], "host": "shop.example"}}))
     assert "option httpchk" in lines

@@ -192,9 +192,9 @@ def _given(pid: int) -> Tuple[int, List[str], List[str]]:
     return process, words, [os.path.join(base, path) for path in given(words)]
 
 
-def listing(pid: int) -> List[str]:
-    """All files that the HAProxy of this worker loads."""
-    return expanded(_given(pid)[2])
+def listing(pid: int, extra: str = "") -> List[str]:
+    """All files that the HAProxy of this worker loads, with `extra` where it would be among them."""
+    return expanded(_given(pid)[2], os.path.dirname(extra), os.path.basename(extra))
 
 
 def listed(pid: int, path: str, config: str, config_dir: str) -> None:

@@ -620,6 +620,7 @@ class Backend:
             if before is None or not _fewer(before, after):
                 pid = self.client.info().pid
                 files.listed(pid, self.path, self.config, self.config_dir)
+                self._inherits_nothing(pid)
                 complaint = files.validate(pid, self.path, path)
                 if complaint is not None:
                     raise RefusedError(
@@ -629,6 +630,15 @@ class Backend:
             if not self.check_mode:
                 files.replace(path, self.path)
         return before
+
+    def _inherits_nothing(self, pid: int) -> None:
+        paths = [os.path.realpath(path) for path in files.listing(pid, self.path)]
+        given = fragments.lasting({path: files.read(path) or "" for path in paths}, os.path.realpath(self.path))
+        if given:
+            raise RefusedError(
+                self.what, f"every server would get {given}, and one that is added at run time does not",
+                "Nothing was changed. Write it into the backends that need it, and reload HAProxy.",
+            )
 
     def _can_reload(self) -> None:
         if not self.client.master_path and not self.reload_command:

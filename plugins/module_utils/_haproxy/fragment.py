@@ -63,6 +63,20 @@ _CHECKS = (
     "httpchk", "tcp-check", "mysql-check", "pgsql-check", "redis-check", "smtpchk", "ldap-check", "ssl-hello-chk", "spop-check",
     "external-check",
 )
+_STATELESS = "load-server-state-from-file none"
+"""A state file is older than the fragment, which is the truth."""
+
+_NEUTRAL = (
+    "default-server enabled no-backup no-check no-check-send-proxy no-ssl no-check-ssl ssl-reuse tls-tickets no-tfo "
+    "no-send-proxy no-send-proxy-v2 no-send-proxy-v2-ssl no-send-proxy-v2-ssl-cn maxconn 0 minconn 0 maxqueue 0 slowstart 0 tcp-ut 0 "
+    "observe none on-error fail-check error-limit 10 max-reuse -1 pool-low-conn 0 stick ws auto"
+)
+"""Takes back what an earlier `defaults` gives to every server, as one that is added at run time gets nothing of it (facts 1.2)."""
+
+_LASTING = ("addr", "agent-check", "check-proto", "check-via-socks4", "namespace", "port", "proto", "redir", "socks4", "source", "track")
+"""What cannot be taken back, and would have another server asked, or in another way, after the next reload. no-agent-check exists, and
+frees what the sections share: 3.0.0 crashed on it."""
+
 _HEAD = "# phoenix.fleet "
 _OPTIONS = "# phoenix.fleet.options "
 _NOTE = "# Written by phoenix.fleet; what is changed here is lost. Settings belong into fleet_haproxy."
@@ -124,7 +138,9 @@ def render(fragment: Fragment) -> str:
 
 
 def _server_lines(fragment: Fragment) -> List[str]:
-    made = []
+    """Somebody else's first, since a default-server reaches the servers after it and theirs may live on what a `defaults` gives them."""
+    lines = (*fragment.kept, *(fragment.options.get("options") or ()))
+    made = {True: [_STATELESS], False: [_NEUTRAL, *(line for line in lines if line.split()[0] == "default-server")]}
     for server in fragment.servers:
         # Weight 0 is what keeps a server out of traffic when the file is loaded: HAProxy begins by calling every server up.
         weight = server.weight if server.state == "ready" else 0
@@ -138,8 +154,8 @@ def _server_lines(fragment: Fragment) -> List[str]:
         else:
             line = f"server {server.name} {own} id {server.id} weight {weight}"
             mark = f" {_ADOPTED} {server.address} {server.port}{mark}"
-        made.append(line + (" disabled" if server.state == "maint" else "") + mark)
-    return made
+        made[own is not None].append(line + (" disabled" if server.state == "maint" else "") + mark)
+    return made[True] + made[False]
 
 
 def turned(fragment: Fragment, options: Optional[Mapping[str, Any]], whose: str) -> Fragment:
@@ -291,8 +307,8 @@ def parse(text: str) -> Optional[Fragment]:
             servers.append(server)
             if own is not None:
                 adopted[server.name] = own
-        elif line == _KEPT.strip():
-            keeping = True
+        elif line in (_KEPT.strip(), _STATELESS):
+            keeping = line != _STATELESS
         elif keeping:
             kept.append(line)
     return Fragment(
@@ -327,6 +343,23 @@ def sections(text: str) -> List[Section]:
         elif found and words and (not line.startswith("#") or line == _KEPT.strip()):
             found[-1][3].append(line)
     return [Section(keyword, name, number, tuple(lines)) for keyword, name, number, lines in found]
+
+
+def lasting(texts: Mapping[str, str], before: str) -> str:
+    """Where and what an earlier `defaults` gives to every server of the file `before`, and cannot be taken back; empty where nothing is.
+
+    texts are HAProxy's files by path, in its order.
+    """
+    found = ""
+    for path, text in texts.items():
+        if path == before:
+            break
+        for section in sections(text):
+            if section.keyword == "defaults":
+                words = {word for line in section.lines if line.startswith("default-server") for word in line.split()}
+                kinds = sorted(words.intersection(_LASTING))
+                found = f"{', '.join(kinds)} in the default-server of {path}, after line {section.number}" if kinds else ""
+    return found
 
 
 def adopt(name: str, text: str, observed: Sequence[Server], options: Mapping[str, Any]) -> Fragment:
@@ -372,7 +405,7 @@ def _decided(options: Mapping[str, Any]) -> Set[str]:
     check = {"option httpchk", "http-check", "option tcp-check", "tcp-check"} if (options.get("check") or {}).get("path") else set()
     timeouts = {f"timeout {key.replace('_', '-')}" for key, value in (options.get("timeouts") or {}).items() if value}
     balance = {"balance"} if options.get("balance") else set()
-    return {"mode", *balance, *timeouts, *check, *(_key(line) for line in options.get("options") or ())}
+    return {"mode", _key(_STATELESS), *balance, *timeouts, *check, *(_key(line) for line in options.get("options") or ())}
 
 
 def _own_words(words: Sequence[str]) -> str:
