@@ -148,7 +148,8 @@ GOOD = Server("a", "192.0.2.1", 80, 10001)
 
 @pytest.mark.parametrize(("server", "word"), [
     (Server("a;b", "192.0.2.1", 80, 1), "a;b"), (Server("a\nb", "192.0.2.1", 80, 1), "a\\nb"),
-    (Server("a", "shop.example", 80, 1), "shop.example"),
+    (Server("a", "shop.example", 80, 1), "shop.example"), (Server("a", "fe80::1%eth0", 80, 1), "fe80::1%eth0"),
+    (Server("a", "fe80::1%]:80\nlisten evil\n    #", 80, 1), "listen evil"), (Server("a", "192.0.2.1\n", 80, 1), "192.0.2.1\\n"),
     (Server("a", "192.0.2.1", 0, 1), "port 0"), (Server("a", "192.0.2.1", 80, 1, 300), "300"), (Server("a", "192.0.2.1", 80, 0), "id 0"),
     (Server("a", "192.0.2.1", 80, 1, 1, "up"), "'up'"), (Server("a", "192.0.2.2", 80, 10002), "name 'a'"),
     (Server("b", "192.0.2.2", 80, 10001), "10001"),

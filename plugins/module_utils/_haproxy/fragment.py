@@ -473,9 +473,7 @@ def _server_mistakes(servers: Sequence[Server]) -> List[str]:
         where = f"servers: {server.name!r}"
         if not NAME.fullmatch(server.name):
             found.append(f"{where} is no name of a server; use letters, digits, _ . : and -")
-        try:
-            ipaddress.ip_address(server.address)
-        except ValueError:
+        if not _is_address(server.address):
             found.append(f"{where} has the address {server.address!r}; write an IP address, since HAProxy resolves no added server's name")
         if not 1 <= server.port <= 65535:
             found.append(f"{where} has the port {server.port}; write 1 to 65535")
@@ -489,6 +487,14 @@ def _server_mistakes(servers: Sequence[Server]) -> List[str]:
         values = [getattr(server, what) for server in servers]
         found += [f"servers: two have the {what} {value!r}" for value in sorted({item for item in values if values.count(item) > 1})]
     return found
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an IP address and nothing else: Python takes anything for the scope of an IPv6 one, a newline too."""
+    try:
+        return "%" not in text and bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
 
 
 def _setting_mistakes(options: Mapping[str, Any]) -> List[str]:
