@@ -137,9 +137,14 @@ def test_what_cannot_be_kept_is_not_adopted(text: str) -> None:
 
 @pytest.mark.parametrize("text", [
     '# phoenix.fleet {"fence": 3', '# phoenix.fleet {"fence": 3}\n', "# phoenix.fleet {}\nbackend a\nbackend b\n",
+    "# phoenix.fleet []\nbackend a\n", "# phoenix.fleet 3\nbackend a\n", '# phoenix.fleet {"fence": null}\nbackend a\n',
+    '# phoenix.fleet {"fence": "x"}\nbackend a\n', "# phoenix.fleet {}\n# phoenix.fleet.options []\nbackend a\n",
+    *(f"# phoenix.fleet {{}}\nbackend a\n    server {line}\n" for line in (
+        "a", "a 192.0.2.1:80 weight 1", "a 192.0.2.1:x id 1 weight 1", "a 192.0.2.1:80 id 1 weight", "a x id 1 weight 1 # adopted",
+    )),
 ])
 def test_a_damaged_fragment_is_not_taken_for_somebody_elses(text: str) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusedError, match="Restore the file"):
         parse(text)
 
 

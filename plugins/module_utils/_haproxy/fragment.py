@@ -283,15 +283,21 @@ def shape(fragment: Fragment) -> Tuple[Any, ...]:
 
 
 def parse(text: str) -> Optional[Fragment]:
-    """The fragment, or None where the text has no head of ours. Raises RefusedError where the head cannot be read."""
+    """The fragment, or None where the text has no head of ours. Raises RefusedError where it cannot be read."""
     lines = text.splitlines()
     if not lines or not lines[0].startswith(_HEAD):
         return None
     try:
-        head = from_dict(Head, json.loads(lines[0][len(_HEAD):]))
-        stored = json.loads(lines[1][len(_OPTIONS):]) if len(lines) > 1 and lines[1].startswith(_OPTIONS) else {}
-    except ValueError as error:
-        raise RefusedError("the fragment", f"its first lines cannot be read: {error}", BROKEN) from None
+        return _parse(text, lines)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise RefusedError("the fragment", f"it cannot be read: {error}", BROKEN) from None
+
+
+def _parse(text: str, lines: Sequence[str]) -> Fragment:
+    told = json.loads(lines[0][len(_HEAD):])
+    if any(type(value) is not type(getattr(Head(), key, value)) for key, value in told.items()):
+        raise ValueError(f"its head is {told}")
+    stored = json.loads(lines[1][len(_OPTIONS):]) if len(lines) > 1 and lines[1].startswith(_OPTIONS) else {}
     found = [section for section in sections(text) if section.keyword == "backend"]
     if len(found) != 1:
         raise RefusedError("the fragment", f"it holds {len(found)} backends instead of one", BROKEN)
@@ -312,8 +318,8 @@ def parse(text: str) -> Optional[Fragment]:
         elif keeping:
             kept.append(line)
     return Fragment(
-        name=found[0].name, head=head, options=stored.get("options") or {}, servers=tuple(servers), kept=tuple(kept), adopted=adopted,
-        stale=stored.get("stale", ""), elders=tuple(stored.get("elders") or ()), former=stored.get("former") or {},
+        name=found[0].name, head=from_dict(Head, told), options=stored.get("options") or {}, servers=tuple(servers), kept=tuple(kept),
+        adopted=adopted, stale=stored.get("stale", ""), elders=tuple(stored.get("elders") or ()), former=stored.get("former") or {},
     )
 
 
