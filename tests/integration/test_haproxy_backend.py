@@ -605,6 +605,20 @@ def test_a_reload_that_fails_brings_the_former_fragment_back(haproxy: HAProxyPro
     assert haproxy.pid == pid
 
 
+@pytest.mark.parametrize(("command", "told"), [
+    ("nonexistent reload", "cannot be run: .*No such file"), ("sh -c 'kill", "cannot be run: No closing quotation"), (" ", "cannot be run"),
+    ("sleep 60", "has not ended"),
+])
+def test_a_reload_command_that_cannot_be_run_brings_the_former_fragment_back(
+    haproxy: HAProxyProcess, origins: Origins, monkeypatch: pytest.MonkeyPatch, command: str, told: str
+) -> None:
+    monkeypatch.setattr(backends, "RELOAD_PATIENCE", 0.2)
+    before = (haproxy.config_dir / "web.cfg").read_text()
+    with pytest.raises(RefusedError, match=told):
+        backend(haproxy, master_socket="", reload_command=command).apply(servers(1, origins.start(1)), OPTIONS)
+    assert (haproxy.config_dir / "web.cfg").read_text() == before
+
+
 def test_without_a_way_to_reload_nothing_is_touched(haproxy: HAProxyProcess, origins: Origins) -> None:
     before = (haproxy.config_dir / "web.cfg").read_text()
     with pytest.raises(RefusedError, match="haproxy_reload_command"):

@@ -666,7 +666,14 @@ class Backend:
         if self.client.master_path:
             reloads = self.client.processes().reloads
         else:
-            done = subprocess.run(shlex.split(self.reload_command), capture_output=True, text=True, timeout=RELOAD_PATIENCE, check=False)
+            try:
+                words = shlex.split(self.reload_command)
+                done = subprocess.run(words, capture_output=True, text=True, timeout=RELOAD_PATIENCE, check=False)
+            except subprocess.TimeoutExpired:
+                cause = f"{self.reload_command!r} has not ended in {RELOAD_PATIENCE:.0f} s"
+                raise DeadlineError(what, cause, "See: journalctl -u haproxy") from None
+            except (OSError, ValueError, IndexError) as error:
+                raise RefusedError(what, f"{self.reload_command!r} cannot be run: {error}", "Correct haproxy_reload_command.") from None
             if done.returncode:
                 told = " ".join((done.stderr or done.stdout).split())[-300:]
                 raise RefusedError(what, f"{self.reload_command!r} ended with {done.returncode}: {told}", "See: journalctl -u haproxy")
