@@ -398,6 +398,38 @@ def test_an_older_fence_and_another_ledger_are_refused_by_name(haproxy: HAProxyP
     assert balancer.observe().head == Head("ledger-b", 3, "web", 41, 42)
     with pytest.raises(RefusedError, match="ledger-b"):
         balancer.apply(aside(lines), OPTIONS, replace(LEASE, fence=8), adopt=True)
+    with pytest.raises(RefusedError, match="it belongs to the fleet web, not to api"):
+        balancer.stamp(Head("ledger-b", 99, "api"), adopt=True)
+    assert balancer.observe().head == Head("ledger-b", 3, "web", 41, 42)
+
+
+def test_servers_that_were_written_under_no_lease_are_a_fleets_strangers(haproxy: HAProxyProcess, origins: Origins) -> None:
+    ports = origins.start(2)
+    balancer = backend(haproxy)
+    old = (Server("shop-a", "127.0.0.1", ports[0], 10001, 100),)
+    new = servers(2, ports[1:])
+    balancer.apply(old, OPTIONS)
+    before = (haproxy.config_dir / "web.cfg").read_text()
+    params = {key: spec.get("default") for key, spec in face.ARGUMENTS.items()}
+    params.update(name="web", socket=str(haproxy.socket), config_dir=str(haproxy.config_dir), config=str(haproxy.config), state="observed")
+    seen = face.carry_out({**params, "lease": {"ledger": "ledger-a", "fence": 7, "fleet": "web"}}, False, print)["balancer"]
+    assert [server["name"] for server in seen["strangers"]] == ["shop-a"] and not seen["servers"]
+    for lines in (new, (*old, *aside(new))):
+        with pytest.raises(RefusedError, match="servers of somebody else: shop-a"):
+            balancer.apply(lines, OPTIONS, LEASE)
+    with pytest.raises(RefusedError, match="servers of somebody else: shop-a"):
+        balancer.remove(LEASE)
+    assert (haproxy.config_dir / "web.cfg").read_text() == before
+    with Load(haproxy.url(), rate=50) as load:
+        balancer.stamp(LEASE, adopt=True)
+        assert [server.name for server in balancer.observe(lease=LEASE).strangers] == ["shop-a"]
+        balancer.apply((*old, *aside(new)), OPTIONS, LEASE, adopt=True)
+        haproxy.reload()
+        balancer.wait_up([*names(old), *names(new)], 10)
+        balancer.apply((*aside(old, "drain"), *new), OPTIONS, LEASE, adopt=True)
+        balancer.apply(new, OPTIONS, LEASE, adopt=True)
+    assert load.result["failed"] == 0, load.result
+    assert haproxy.weights() == {"web-r2-1": 100}
 
 
 STRANGER = """\
@@ -568,6 +600,8 @@ def test_a_backend_that_haproxy_does_not_have_costs_one_reload_and_goes_with_ano
 def test_a_backend_that_a_front_end_refers_to_stays_empty_and_marked(haproxy: HAProxyProcess, origins: Origins) -> None:
     balancer = backend(haproxy)
     balancer.apply(servers(1, origins.start(1)), OPTIONS, LEASE, live=41, next_release=42)
+    assert "web-r1-1" not in backend(haproxy, check_mode=True).remove(LEASE).after
+    assert haproxy.weights() == {"web-r1-1": 100}
     assert balancer.remove(LEASE).changed
     assert haproxy.servers() == {}
     assert balancer.observe().head == Head("ledger-a", 7, "web", 0, 42)

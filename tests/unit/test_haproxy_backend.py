@@ -252,8 +252,11 @@ def test_who_may_write(lease: Head | None, error: type[FleetError] | None) -> No
     else:
         with pytest.raises(error, match="lb1"):
             backends.admitted("web", "lb1", HEAD, lease, False)
-        if lease is not None:
+        if lease is not None and lease.fleet == HEAD.fleet:
             backends.admitted("web", "lb1", HEAD, lease, True)
+        else:
+            with pytest.raises(RefusedError, match="lb1"):
+                backends.admitted("web", "lb1", HEAD, lease, True)
 
 
 def test_a_run_leaves_its_records_and_check_mode_leaves_nothing() -> None:

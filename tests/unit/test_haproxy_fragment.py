@@ -148,6 +148,16 @@ def test_a_damaged_fragment_is_not_taken_for_somebody_elses(text: str) -> None:
         parse(text)
 
 
+@given(fragment)
+def test_estranged_servers_keep_their_words(made: Fragment) -> None:
+    text = render(fragments.estranged(made))
+    assert parse(text) == fragments.estranged(made)
+    for line in (line for line in render(made).splitlines() if line.startswith("    server ")):
+        words = line.split()
+        (same,) = (other for other in text.splitlines() if other.startswith(f"    server {words[1]} "))
+        assert set(words) <= {*same.split(), "drain", "maint", "#"}
+
+
 GOOD = Server("a", "192.0.2.1", 80, 10001)
 
 

@@ -220,7 +220,10 @@ def staged(observed: Sequence[Server], desired: Sequence[Server], names: Collect
 
 
 def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head], takeover: bool) -> None:
-    """Raises RefusedError or LeaseError where the holder of this lease may not write here; with takeover it may, whosever the head is."""
+    """Raises RefusedError or LeaseError where the holder of this lease may not write here.
+
+    With takeover it may whichever ledger the head names, and whichever fence. Another fleet's backend is never taken.
+    """
     what = f"backend {name} on {where}"
     if head is None or not head.ledger:
         return
@@ -229,6 +232,8 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
             what, f"it belongs to the fleet {head.fleet} (release {head.live} is live)",
             "Change it with the fleet's playbooks, or pass their lease.",
         )
+    if head.fleet != lease.fleet:
+        raise RefusedError(what, f"it belongs to the fleet {head.fleet}, not to {lease.fleet}", "Choose another fleet_backend.")
     if takeover:
         return
     if head.ledger != lease.ledger:
@@ -236,8 +241,6 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
             what, f"it belongs to the ledger {head.ledger} (fleet {head.fleet}, release {head.live} is live), not to {lease.ledger}",
             "If that ledger is lost or given up, take the backend over with fleet_adopt: true.",
         )
-    if head.fleet != lease.fleet:
-        raise RefusedError(what, f"it belongs to the fleet {head.fleet}, not to {lease.fleet}", "Choose another fleet_backend.")
     if 0 < lease.fence < head.fence:
         raise LeaseError(
             what, f"a later run has the fence {head.fence}, this one {lease.fence}",
@@ -331,14 +334,15 @@ class Backend:
 
     # Observing
 
-    def observe(self, patience: float = 0.0) -> Balancer:
-        """The backend as it is now. Servers of a backend without our head, and adopted ones, are strangers.
+    def observe(self, patience: float = 0.0, lease: Optional[Head] = None) -> Balancer:
+        """The backend as it is now. Servers of a backend without our head, and adopted ones, are strangers; under a lease also those
+        that were written under none.
 
         A server that the fragment lists and HAProxy does not have, after a kill for example, is shown in state maint. patience:
         seconds to wait while a server with traffic is between two verdicts: one check that was missed on a busy machine is none.
         """
         deadline = time.monotonic() + patience
-        current = self._fragment()
+        current = self._fragment(lease)
         seen = self.seen()
         while any(server.weight and not server.steady for server in seen.servers) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -384,7 +388,8 @@ class Backend:
                 count.update(lingering(self.name, stats, streams))
         return count
 
-    def _fragment(self) -> Optional[Fragment]:
+    def _fragment(self, lease: Optional[Head] = None) -> Optional[Fragment]:
+        """What is written; under a lease, servers that were written under none are somebody else's."""
         text = files.read(self.path)
         try:
             found = fragments.parse(text) if text is not None else None
@@ -392,7 +397,8 @@ class Backend:
             raise RefusedError(f"{self.path} on {self.host}", error.cause, error.remedy) from None
         if found is not None and found.name != self.name:
             raise RefusedError(f"{self.path} on {self.host}", f"it holds the backend {found.name}", f"Rename it to {found.name}.cfg.")
-        return found
+        leased = lease is not None and bool(lease.ledger)
+        return fragments.estranged(found) if found is not None and leased and not found.head.ledger else found
 
     # Acting
 
@@ -400,11 +406,11 @@ class Backend:
         """Write the lease's ledger, fence and fleet into the head, so that an older holder's acts are refused from now on.
 
         Where there is no fragment of ours there is nothing to protect and nothing is written. adopt takes over another ledger's
-        head, or one whose fence is higher than that ledger knows.
+        head, or one whose fence is higher than that ledger knows, or servers that were written under no lease.
         """
         with files.locked(self.config_dir):
-            current = self._fragment()
-            if current is None:
+            current = self._fragment(lease)
+            if current is None or (current.adopted and not current.head.ledger and not adopt):
                 return Outcome([])
             admitted(self.name, self.host, current.head, lease, adopt)
             outcome = Outcome([])
@@ -480,7 +486,7 @@ class Backend:
         if current.servers or self.seen().servers:
             outcome = self.apply((), lease=lease, live=0, adopt=adopt, drain_timeout=drain_timeout, on_progress=on_progress)
         with files.locked(self.config_dir):
-            current = self._fragment() or current
+            current = fragments.with_servers(self._fragment(lease) or current, ())
             admitted(self.name, self.host, current.head, lease, False)
             info = self.client.info()
             if files.validate(info.pid, self.path, None) is not None:
@@ -501,7 +507,7 @@ class Backend:
     ) -> Tuple[Seen, Fragment]:
         """What there is: HAProxy's word, and the fragment, of which somebody else's backend has become one where it may."""
         seen = self.seen(everywhere)
-        current = self._fragment()
+        current = self._fragment(lease)
         if current is not None:
             admitted(self.name, self.host, current.head, lease, False)
             current = fragments.turned(current, options, options_for)

@@ -95,7 +95,7 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
     return {
         "changed": outcome.changed and params["state"] != "observed",
         "actions": outcome.actions,
-        "balancer": to_dict(backend.observe(VERDICT_PATIENCE if params["state"] == "observed" else 0.0)),
+        "balancer": to_dict(backend.observe(VERDICT_PATIENCE if params["state"] == "observed" else 0.0, lease)),
         "diff": {"before": outcome.before or "", "after": outcome.after, "before_header": backend.path, "after_header": backend.path},
     }
 

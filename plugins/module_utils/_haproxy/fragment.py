@@ -338,6 +338,15 @@ def _read_server(line: str) -> Tuple[Server, Optional[str]]:
     return Server(words[1], host.strip("[]"), int(port), number, weight, state), None
 
 
+def estranged(fragment: Fragment) -> Fragment:
+    """The fragment with its servers as somebody else's, each in the words that it has now."""
+    lines = [line.split() for line in _server_lines(fragment)]
+    own = {line[1]: _own_words(line[2:]).partition(" ") for line in lines if line[0] == "server"}
+    settled = _NEUTRAL.partition(" ")[2]
+    adopted = {name: f"{place} {settled} {words}" for name, (place, _space, words) in own.items()}
+    return replace(fragment, adopted={**adopted, **fragment.adopted}, elders=(), former={})
+
+
 def sections(text: str) -> List[Section]:
     """The sections of a configuration file, comments and blank lines left out of their lines."""
     found: List[Tuple[str, str, int, List[str]]] = []
