@@ -77,8 +77,9 @@ class HAProxy:
         """As `haproxy_backend` state=observed does: the run's fence goes into our own head."""
         if not self.reachable:
             return Balancer(self.host, reachable=False, error="no route to host")
-        mine = self.head and stamp and self.head.fleet == stamp.fleet
-        if mine and (adopt or (self.head.ledger == stamp.ledger and not self._is_later(stamp))):
+        if stamp and self.head and self.head.fleet == stamp.fleet and (
+            adopt or (self.head.ledger == stamp.ledger and not self._is_later(stamp))
+        ):
             self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence, records=stamp.records)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
         servers += [replace(server, state="maint", loaded=False) for name, server in self.fragment.items() if name not in self.lines]
