@@ -74,15 +74,18 @@ class HAProxy:
         self.strangers: tuple[Server, ...] = ()
 
     def observe(self, stamp: Head | None = None, adopt: bool = False) -> Balancer:
-        """As `haproxy_backend` state=observed does: the run's fence goes into our own head."""
+        """As `haproxy_backend` state=observed does: the run's fence goes into our own head, and what has no ledger is a stranger's."""
         if not self.reachable:
             return Balancer(self.host, reachable=False, error="no route to host")
-        if stamp and self.head and self.head.fleet == stamp.fleet and (
-            adopt or (self.head.ledger == stamp.ledger and not self._is_later(stamp))
+        strange = bool(stamp and self.head and not self.head.ledger)
+        if stamp and self.head and self.head.fleet in ("", stamp.fleet) and (
+            adopt or (strange and not self.fragment) or (self.head.ledger == stamp.ledger and not self._is_later(stamp))
         ):
-            self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence, records=stamp.records)
+            self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence, fleet=stamp.fleet, records=stamp.records)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
         servers += [replace(server, state="maint", loaded=False) for name, server in self.fragment.items() if name not in self.lines]
+        if strange:
+            return Balancer(self.host, head=self.head, strangers=(*self.strangers, *servers))
         return Balancer(self.host, head=self.head, servers=tuple(servers), strangers=self.strangers)
 
     def apply(self, servers: Sequence[Server], head: Head) -> None:

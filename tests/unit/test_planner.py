@@ -735,6 +735,19 @@ def test_somebody_elses_servers_are_refused_and_nothing_is_touched() -> None:
         fleet.plan(release("shop:1"))
 
 
+@pytest.mark.parametrize(("head", "adopt", "words"), [
+    (Head(), False, "lb1: the backend of fleet web has somebody else's servers, such as shop-a"),
+    (Head("ours", 5, "api", 3, 4), True, "balancer lb1: its backend belongs to fleet api"),
+])
+def test_a_backend_without_a_lease_or_of_another_fleet_stays_as_it_is(head: Head, adopt: bool, words: str) -> None:
+    fleet = fleet_of(adopt=adopt)
+    balancer = fleet.site.balancers[0]
+    balancer.head, balancer.fragment = head, {"shop-a": Server("shop-a", "192.0.2.1", 80, 10001, 100)}
+    with pytest.raises(RefusedError, match=words):
+        fleet.run(release("shop:1"))
+    assert (balancer.head, list(balancer.fragment)) == (head, ["shop-a"])
+
+
 def test_adopted_servers_serve_until_the_cutover_and_are_never_stopped() -> None:
     fleet = strangers(fleet_of(adopt=True))
     assert told(fleet.plan(release("shop:1")))[2:] == [
