@@ -410,7 +410,7 @@ def test_no_secret_is_left_where_no_instance_is(make: MakeCase, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt):
             case.created(2)
         begun = case.provider.observe(case.fleet)
-        assert [item.state for item in begun] == ["created", "created"], "who finds them finds the secrets"
+        assert [item.state for item in begun] == ["created"], "who finds it finds the secrets"
         case.provider.destroy(begun, 1)
         assert not client.volumes()["Volumes"]
 

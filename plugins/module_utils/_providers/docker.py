@@ -254,14 +254,19 @@ class DockerProvider:
         parts = self._by_engine(instances)
         each(lambda part: self._make_ready(*part, blueprint, options), parts)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        # No secrets before there is an instance beside them: who takes that away, whenever it is, takes the secrets too.
+        first = list({(item.host, item.release): item for item in instances}.values()) if options.get("secrets") else []
         try:
-            made = each(lambda item: self._create(item, blueprint, options, created), instances, LIMIT * len(self.engines))
+            made = dict(zip(first, each(lambda item: self._create(item, blueprint, options, created), first)))
         except FleetError:
             each(lambda part: self._sweep(part[0], instances[0].fleet, {blueprint.ledger}), parts)
             raise
-        # Not before there are instances: who takes those away, whenever that is, takes the secrets too.
         each(lambda part: self._write_secrets(*part, blueprint, options), parts)
-        each(lambda pair: self._start(*pair), list(zip(instances, made)), LIMIT * len(self.engines))
+
+        def begin(item: Instance) -> None:
+            self._start(item, made.get(item) or self._create(item, blueprint, options, created))
+
+        each(begin, instances, LIMIT * len(self.engines))
         return self._as_seen(instances)
 
     def _make_ready(self, engine: Engine, instances: Sequence[Instance], blueprint: Blueprint, options: Mapping[str, Any]) -> None:
