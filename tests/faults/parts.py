@@ -161,7 +161,7 @@ def killed(ground: Ground, trial: Trial, steps: Sequence[str] = BALANCER) -> Non
 
 def engine_restarted(ground: Ground, trial: Trial, live_restore: bool = False, number: int = 1) -> None:
     """An engine of this fault's own is restarted, or down, at a step. Without live-restore that kills every instance: no load meanwhile."""
-    engine = DockerEngine(f"faults{number}", f"10.219.{number}.1/24", arguments=("--live-restore",) if live_restore else ())
+    engine = DockerEngine(f"faults{number}", number, arguments=("--live-restore",) if live_restore else ())
     with engine, engine.client() as client, docker.APIClient() as machine:
         for version in ("v1", "v2"):
             copy(ground.image(version), machine, client)

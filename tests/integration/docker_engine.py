@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import io
-import ipaddress
 import os
 import shutil
 import signal
@@ -73,43 +72,40 @@ def until(what: str, holds: Callable[[], bool], deadline: float = DEADLINE) -> N
 class DockerEngine:
     """A second dockerd with folders, a bridge and sockets of its own.
 
-    name: up to 9 characters, for the bridge. bridge: address of its default bridge, with prefix. tls_port: listens on loopback
-    there, with TLS that demands a client certificate; `tls` are the options to connect. arguments are further ones of dockerd. It
-    leaves the firewall to the machine's engine (two of them would flush each other's rules), so that published ports go through the
-    userland proxy.
+    name is what fleets call it. number is from 1 to 254 and its own: the default bridge is 10.211.NUMBER.0/24, the tests' networks are
+    in 172.29.NUMBER.0/24. tls_port: listens on loopback there, with TLS that demands a client certificate; `tls` are the options to
+    connect. arguments are further ones of dockerd. It leaves the firewall to the machine's engine (two of them would flush each other's
+    rules), so that published ports go through the userland proxy.
+
+    Its names are always the same, so that the next one finds and takes away whatever one left whose tests were killed.
     """
 
-    def __init__(self, name: str, bridge: str, tls_port: int = 0, arguments: Sequence[str] = ()) -> None:
-        self.name, self.bridge, self.tls_port, self.arguments = name, bridge, tls_port, arguments
+    def __init__(self, name: str, number: int, tls_port: int = 0, arguments: Sequence[str] = ()) -> None:
+        self.name, self.tls_port, self.arguments = name, tls_port, arguments
+        self.link, self.address, self.subnet = f"phx-engine{number}", f"10.211.{number}.1", f"172.29.{number}.0/24"
         # Not the test's folder: the path of a Unix socket must be short.
-        self.folder = Path(tempfile.mkdtemp(prefix=f"phoenix-{name}-"))
+        self.folder = Path(tempfile.gettempdir()) / f"phoenix-engine{number}"
         self.url = f"unix://{self.folder}/docker.sock"
         self.process: subprocess.Popen[bytes] | None = None
         self.tls: dict[str, str] = {}
-        if tls_port:
-            self._certificates()
 
     def __enter__(self) -> DockerEngine:
+        self._clear()
         try:
+            self.folder.mkdir(mode=0o700)
+            if self.tls_port:
+                self._certificates()
             self._run("ip", "link", "add", self.link, "type", "bridge")
-            self._run("ip", "address", "add", self.bridge, "dev", self.link)
+            self._run("ip", "address", "add", f"{self.address}/24", "dev", self.link)
             self._run("ip", "link", "set", self.link, "up")
             self.start()
         except BaseException:
-            self.close()
+            self._clear()
             raise
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-    @property
-    def link(self) -> str:
-        return f"phx-{self.name}"
-
-    @property
-    def address(self) -> str:
-        return str(ipaddress.ip_interface(self.bridge).ip)
 
     def client(self) -> docker.APIClient:
         return docker.APIClient(base_url=self.url, version="auto", timeout=DEADLINE)
@@ -130,19 +126,24 @@ class DockerEngine:
 
     def stop(self, force: bool = False) -> None:
         """End dockerd politely, its containers with it; with `force` everything at once, as a power cut does."""
-        if self.process is not None and self.process.poll() is None:
-            for process in self._processes() if force else [self.process.pid]:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL if force else signal.SIGTERM)
+        if force:
+            self._kill()
+        if self.process is not None:
+            self.process.terminate()
             self.process.wait(DEADLINE)
         self.process = None
         if force:  # it would be on a file system in memory
             self._remove(self.folder / "exec")
 
+    def _kill(self) -> None:
+        for process in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
     def _remove(self, folder: Path) -> None:
         for line in reversed(Path("/proc/mounts").read_text().splitlines()):
             if line.split()[1].startswith(f"{folder}/"):
-                subprocess.run(["umount", line.split()[1]], check=False, capture_output=True)
+                subprocess.run(["umount", "--lazy", line.split()[1]], check=False, capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _processes(self) -> list[int]:
@@ -153,7 +154,7 @@ class DockerEngine:
             if entry.name.isdigit():
                 try:
                     parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    if str(self.folder).encode() in (entry / "cmdline").read_bytes():
+                    if f"{self.folder}/".encode() in (entry / "cmdline").read_bytes():
                         own.add(int(entry.name))
                 except OSError:  # it has ended
                     continue
@@ -164,20 +165,25 @@ class DockerEngine:
         self.start()
 
     def close(self) -> None:
-        """Take everything away: containers, dockerd, its bridges and its folder."""
+        """Take everything away: containers, networks, dockerd and what was made for it."""
         try:
-            if self.process is None or self.process.poll() is not None:
-                self.stop(force=True)
-                self.start()
-            with self.client() as client:
-                for item in client.containers(all=True):
-                    client.remove_container(item["Id"], force=True, v=True)
-                for network in client.networks(filters={"type": "custom"}):
-                    client.remove_network(network["Id"])
+            if self.process is not None and self.process.poll() is None:
+                with self.client() as client:
+                    for item in client.containers(all=True):
+                        client.remove_container(item["Id"], force=True, v=True)
+                    for network in client.networks(filters={"type": "custom"}):
+                        client.remove_network(network["Id"])
+                self.stop()
         finally:
-            self.stop()
-            subprocess.run(["ip", "link", "delete", self.link], check=False, capture_output=True)
-            self._remove(self.folder)
+            self._clear()
+
+    def _clear(self) -> None:
+        """Take away its processes, bridges and folder without asking it: it may have been killed, and by others than this object."""
+        self._kill()
+        for network in (f"{self.address}/24", self.subnet):
+            for line in self._run("ip", "-o", "-4", "address", "show", "to", network).splitlines():
+                self._run("ip", "link", "delete", line.split()[1])
+        self._remove(self.folder)
 
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
@@ -201,6 +207,7 @@ class DockerEngine:
         self.tls = {"ca_path": f"{made}/ca.pem", "client_cert": f"{made}/client.pem", "client_key": f"{made}/client.key"}
 
     @staticmethod
-    def _run(*command: str) -> None:
+    def _run(*command: str) -> str:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 from contextlib import suppress
@@ -35,7 +36,7 @@ class LibvirtHost:
     def __init__(self, number: int) -> None:
         self.name = f"phoenix-test-{number}"
         self.folder = POOLS / self.name
-        self.base = f"10.213.{number}"
+        self.bridge, self.base = f"phx-vm{number}", f"10.213.{number}"
         self.connection = libvirt.open(URI)
 
     def __enter__(self) -> LibvirtHost:
@@ -50,7 +51,7 @@ class LibvirtHost:
 
     def network_xml(self) -> str:
         return (
-            f"<network><name>{self.name}</name><bridge name='phx-vm{self.base.split('.')[2]}'/>"
+            f"<network><name>{self.name}</name><bridge name='{self.bridge}'/>"
             f"<ip address='{self.base}.1' netmask='255.255.255.0'>"
             f"<dhcp><range start='{self.base}.200' end='{self.base}.254'/></dhcp></ip></network>"
         )
@@ -70,6 +71,7 @@ class LibvirtHost:
             if network.isActive():
                 network.destroy()
             network.undefine()
+        subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)  # of a libvirt that was killed
         with suppress(libvirt.libvirtError):
             self.connection.storagePoolLookupByName(self.name).destroy()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -23,7 +23,7 @@ PLAY = """
   module_defaults:
     phoenix.fleet.docker_instances: &engine
       fleet: shop
-      hosts: [{url: "{{ engine }}", name: one, subnet: 172.29.203.0/24}]
+      hosts: [{url: "{{ engine }}", name: one, subnet: 172.29.204.0/24}]
       stop_timeout: 5
     phoenix.fleet.docker_instances_info: {fleet: shop, hosts: ["{{ engine }}"]}
     phoenix.fleet.docker_image_info: {hosts: ["{{ engine }}"]}
@@ -83,7 +83,7 @@ PLAY = """
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerEngine]:
-    with DockerEngine("mod", "10.211.13.1/24") as made, made.client() as client:
+    with DockerEngine("mod", 204) as made, made.client() as client:
         build(client, IMAGE)
         yield made
 
@@ -106,7 +106,7 @@ def as_a_module(name: str, **params: Any) -> dict[str, Any]:
 
 
 def test_the_modules_do_the_same_by_themselves(engine: DockerEngine) -> None:
-    there = {"fleet": "far", "hosts": [{"url": engine.url, "subnet": "172.29.203.0/24"}]}
+    there = {"fleet": "far", "hosts": [{"url": engine.url, "subnet": engine.subnet}]}
     assert as_a_module("docker_image_info", image=IMAGE, hosts=[engine.url])["image"]["digest"].startswith("sha256:")
     wanted = {**there, "release": 3, "image": IMAGE, "port": 8080, "secrets": {"key": "hunter2"}}
     made = as_a_module("docker_instances", **wanted)

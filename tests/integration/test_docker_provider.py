@@ -33,19 +33,18 @@ from ansible_collections.phoenix.fleet.tests.integration.docker_engine import Do
 
 IMAGE = "phoenix-provider:1"
 TLS_PORT = 23762
-SUBNETS = {"one": "172.29.201.0/24", "two": "172.29.202.0/24"}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerEngine]:
-    with DockerEngine("one", "10.211.11.1/24", TLS_PORT) as made, made.client() as client:
+    with DockerEngine("one", 201, TLS_PORT) as made, made.client() as client:
         build(client, IMAGE)
         yield made
 
 
 @pytest.fixture(scope="module")
 def second(engine: DockerEngine) -> Iterator[DockerEngine]:
-    with DockerEngine("two", "10.211.12.1/24") as made, engine.client() as source, made.client() as target:
+    with DockerEngine("two", 202) as made, engine.client() as source, made.client() as target:
         copy(IMAGE, source, target)
         yield made
 
@@ -58,7 +57,7 @@ class DockerCase(Case):
     def __init__(self, *engines: DockerEngine, **options: Any) -> None:
         self.engines = {engine.name: engine for engine in engines}
         hosts = [
-            {"url": engine.url, "name": engine.name, "subnet": SUBNETS[engine.name], "publish_address": engine.address}
+            {"url": engine.url, "name": engine.name, "subnet": engine.subnet, "publish_address": engine.address}
             for engine in engines
         ]
         self.options = {"hosts": hosts, **options}

@@ -40,7 +40,7 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerEngine]:
-    with DockerEngine("reg", "10.211.13.1/24") as made, made.client() as client:
+    with DockerEngine("reg", 203) as made, made.client() as client:
         build(client, ONE)
         variant(client, ONE, TWO, "two")
         yield made
@@ -66,7 +66,7 @@ def provider(engine: DockerEngine, registry: Registry) -> Callable[..., DockerPr
     """A provider with the right credentials, and these options of fleet_docker."""
 
     def made(**options: Any) -> DockerProvider:
-        hosts = [{"url": engine.url, "name": "one", "subnet": "172.29.203.0/24"}]
+        hosts = [{"url": engine.url, "name": "one", "subnet": engine.subnet}]
         return connect({"hosts": hosts, "registry": registry.options, **options})
 
     return made
