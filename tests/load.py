@@ -45,6 +45,7 @@ IDLE = 2.0  # seconds a connection may have been idle when it is used again
 CLIENTS = 32  # kept connections, used in turn, so that each has a time to think: CLIENTS / rate
 IN_FLIGHT = 4000  # requests under way at once; what would exceed it counts as failed
 SLOW_SHARE = 0.02
+LEAST = 50  # requests that a test sends, so that no failures are never no requests
 STEP = math.log(1.02)  # latencies are kept in buckets 2 % apart, so memory does not grow with the number of requests
 ANSWERS, EXAMPLES = 100, 5
 
@@ -204,11 +205,11 @@ class Load:
     """The generator as a process beside a test; `result` is its report once the block is left.
 
     seconds bounds its life should nobody stop it. Entering returns when the first request has been answered or has failed.
-    However short the block, at least 50 requests are sent, so that no failures are never no requests.
+    However short the block, at least LEAST requests are sent.
     """
 
     def __init__(self, url: str, rate: float = 200, *, seconds: float = 900, mix: bool = True, slow: str = "", timeout: float = 30):
-        options = ["--rate", str(rate), "--seconds", str(seconds), "--timeout", str(timeout), "--slow", slow, "--least", "50"]
+        options = ["--rate", str(rate), "--seconds", str(seconds), "--timeout", str(timeout), "--slow", slow, "--least", str(LEAST)]
         options += ["--mix"] * mix
         self.command = [sys.executable, os.path.abspath(__file__), url, *options]
         self.patience = timeout + 30
@@ -239,6 +240,7 @@ class Load:
                 self.result = json.loads(said)
             except ValueError:
                 raise RuntimeError(f"the load generator failed: {complaint}") from None
+            assert self.result["sent"] >= LEAST, self.result
         return self.result
 
 

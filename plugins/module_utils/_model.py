@@ -12,7 +12,7 @@ Ansible hands data from task to task as plain dictionaries: `to_dict` and `from_
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 T = TypeVar("T")
 
@@ -102,6 +102,10 @@ class Head:
     live: int = 0
     next: int = 1
     records: int = 0
+
+    def is_later_than(self, known: Union[Head, History]) -> bool:
+        """Whether a run has written this that `known`, a ledger's history or another head, does not know of."""
+        return self.fence > known.fence or self.records > known.records
 
 
 @dataclass(frozen=True)

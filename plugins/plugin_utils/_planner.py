@@ -284,8 +284,7 @@ def _adoption(scene: Scene, goal: Goal) -> Plan | None:
     if not scene.definition.adopt or not heads:
         return None
     known = all(
-        head.ledger == history.ledger and head.fence <= history.fence and head.records <= history.records
-        for head in (item.head for item in scene.answering) if head
+        item.head is None or (item.head.ledger == history.ledger and not item.head.is_later_than(history)) for item in scene.answering
     )
     if history.entry and known:
         return None

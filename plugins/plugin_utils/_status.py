@@ -110,12 +110,11 @@ def _of_head(definition: Definition, balancer: Balancer, history: History) -> It
     elif head.ledger and head.ledger != history.ledger:
         mine = f"not to {history.ledger}" if history.ledger else "and there is none here yet"
         yield f"{balancer.host} belongs to the ledger {head.ledger}, {mine}; to take it over: -e fleet_adopt=true"
-    elif head.fence > history.fence:
-        remedy = "it is an old copy; use the newest, or -e fleet_adopt=true"
-        yield f"{balancer.host} knows run {head.fence} and this ledger only {history.fence}: {remedy}"
-    elif head.records > history.records:
-        remedy = "it is an old copy; use the newest, or -e fleet_adopt=true"
-        yield f"{balancer.host} was told of {head.records} records and this ledger has only {history.records}: {remedy}"
+    elif head.is_later_than(history):
+        known = f"was told of {head.records} records and this ledger has only {history.records}"
+        if head.fence > history.fence:
+            known = f"knows run {head.fence} and this ledger only {history.fence}"
+        yield f"{balancer.host} {known}: it is an old copy; use the newest, or -e fleet_adopt=true"
     elif head.live != history.live and history.entry is None:
         yield f"on {balancer.host} {_release(head.live)} is live, in the ledger {_release(history.live)}; {_heals(definition)}"
 

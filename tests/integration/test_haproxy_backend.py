@@ -291,16 +291,24 @@ def test_what_is_under_way_ends_before_its_server_leaves(haproxy: HAProxyProcess
     assert list(haproxy.weights()) == ["web-r2-1"]
 
 
-@pytest.mark.parametrize("master", [True, False])
-def test_a_long_connection_lives_until_the_deadline_also_in_a_worker_that_a_reload_left_behind(
-    start: Callable[..., HAProxyProcess], origins: Origins, master: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+Draining = tuple[HAProxyProcess, Backend, tuple[Server, ...], tuple[Server, ...]]
+
+
+@pytest.fixture
+def draining(start: Callable[..., HAProxyProcess], origins: Origins, master: bool, monkeypatch: pytest.MonkeyPatch) -> Draining:
+    """A backend with its first release, which is not waited for long once connections are cut, and the second, which is not there yet."""
     monkeypatch.setattr(backends, "CUT_PATIENCE", 0.5)
     haproxy = start(master=master)
     ports = origins.start(2)
     old, new = servers(1, ports[:1]), servers(2, ports[1:])
     balancer = backend(haproxy)
     balancer.apply(old, OPTIONS)
+    return haproxy, balancer, old, new
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_a_long_connection_lives_until_the_deadline_also_in_a_worker_that_a_reload_left_behind(draining: Draining, master: bool) -> None:
+    haproxy, balancer, old, new = draining
     before = websocket(haproxy)
     haproxy.reload()
     now = websocket(haproxy)
@@ -322,14 +330,9 @@ def test_a_long_connection_lives_until_the_deadline_also_in_a_worker_that_a_relo
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("master", [True, False])
 def test_a_reload_during_the_drain_hides_nobody_who_is_connected(
-    start: Callable[..., HAProxyProcess], origins: Origins, master: bool, killed: bool, monkeypatch: pytest.MonkeyPatch
+    draining: Draining, master: bool, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "CUT_PATIENCE", 0.5)
-    haproxy = start(master=master)
-    ports = origins.start(2)
-    old, new = servers(1, ports[:1]), servers(2, ports[1:])
-    balancer = backend(haproxy)
-    balancer.apply(old, OPTIONS)
+    haproxy, balancer, old, new = draining
     line = websocket(haproxy)
     wait = Backend.wait_idle
 

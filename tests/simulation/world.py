@@ -79,7 +79,7 @@ class HAProxy:
             return Balancer(self.host, reachable=False, error="no route to host")
         strange = bool(stamp and self.head and not self.head.ledger)
         if stamp and self.head and self.head.fleet in ("", stamp.fleet) and (
-            adopt or (strange and not self.fragment) or (self.head.ledger == stamp.ledger and not self._is_later(stamp))
+            adopt or (strange and not self.fragment) or (self.head.ledger == stamp.ledger and not self.head.is_later_than(stamp))
         ):
             self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence, fleet=stamp.fleet, records=stamp.records)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
@@ -92,7 +92,7 @@ class HAProxy:
         """Write the fragment, then bring the runtime to it, command by command."""
         if not self.reachable:
             raise UnreachableError(f"balancer {self.host}", "no route to host")
-        if self._is_later(head):
+        if self.head and self.head.is_later_than(head):
             raise RefusedError(f"balancer {self.host}", f"{head} is older than {self.head}")
         wanted = {server.name: server for server in servers}
         if len(wanted) < len(servers) or len({server.id for server in servers}) < len(servers):
@@ -123,9 +123,6 @@ class HAProxy:
             if line and line.sessions:
                 raise LawBrokenError(f"{self.host}: {name} is deregistered with {line.sessions} sessions")
             self.site.tick(f"{self.host} {name} deregistered")
-
-    def _is_later(self, head: Head) -> bool:
-        return self.head is not None and (self.head.fence > head.fence or self.head.records > head.records)
 
     def _new(self, server: Server) -> None:
         if not server.address:

@@ -29,6 +29,9 @@ DEFAULTS = {
     "socket": "/run/haproxy/admin.sock", "reload_command": "", "config": "/etc/haproxy/haproxy.cfg", "config_dir": "/etc/haproxy/conf.d",
 }
 
+LEASED = ("ledger", "fence", "fleet", "records")
+"""What a fragment's head has of a lease, and all that leaves the controller."""
+
 ARGUMENTS: Dict[str, Any] = {
     **PLACES,
     "state": {"type": "str", "default": "present", "choices": ["present", "observed", "absent"]},
@@ -123,7 +126,7 @@ def _lease(data: Optional[Mapping[str, Any]]) -> Optional[Head]:
     """The lease as a head: which ledger and fleet, the fence, and how many records the ledger has."""
     if not data:
         return None
-    return from_dict(Head, {key: data[key] for key in ("ledger", "fence", "fleet", "records") if data.get(key) is not None})
+    return from_dict(Head, {key: data[key] for key in LEASED if data.get(key) is not None})
 
 
 def compact(options: Mapping[str, Any]) -> Dict[str, Any]:

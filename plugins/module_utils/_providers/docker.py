@@ -341,8 +341,8 @@ class DockerProvider:
                     raise
 
         each(end, self._own(instances), LIMIT * len(self.engines))
-        for engine, gone in self._by_engine(instances):
-            self._sweep(engine, gone[0].fleet, {item.marker.get(LEDGER, "") for item in gone})
+        parts = [(engine, gone[0].fleet, {item.marker.get(LEDGER, "") for item in gone}) for engine, gone in self._by_engine(instances)]
+        each(lambda part: self._sweep(*part), parts)
 
     def _sweep(self, engine: Engine, fleet: str, ledgers: Container[str]) -> None:
         """Remove the secrets of releases that have no instance on this engine any more."""
