@@ -149,10 +149,10 @@ def _refuse_move(scene: Scene, goal: Goal) -> None:
     definition, entry = scene.definition, scene.history.entry
     if goal.verb == "abort":
         return
-    unfinished = (entry.source, entry.target) if entry else ()
+    holding = {scene.numbers(name)[0] for name in scene.history.reserved.values()} | ({entry.source, entry.target} if entry else set())
     for row in scene.history.releases:
         home = row.definition.get("provider", definition.provider)
-        if home != definition.provider and (row.status in ("live", "standby") or row.number in unfinished):
+        if home != definition.provider and (row.status in ("live", "standby") or row.number in holding):
             raise RefusedError(
                 f"fleet {definition.name}", f"fleet_provider is {definition.provider}, and its r{row.number} lives at {home}",
                 f"Set fleet_provider: {home}; to move, release a fleet of another name, then take this one away with phoenix.fleet.retire",

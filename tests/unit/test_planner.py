@@ -646,6 +646,15 @@ def test_another_provider_is_refused_while_a_release_is_unfinished_and_taken_whe
     assert fleet.ledger.live == 2
 
 
+def test_another_provider_is_refused_while_a_failed_first_release_is_kept_to_be_looked_at() -> None:
+    fleet = fleet_of()
+    with pytest.raises(FleetError):
+        fleet.run(release("shop:bad"))
+    settled(fleet, "docker").definition = replace(fleet.definition, provider="libvirt")
+    with pytest.raises(RefusedError, match="its r1 lives at docker"):
+        fleet.plan(release("shop:2"))
+
+
 @pytest.mark.parametrize("goal", GOALS)
 def test_a_host_is_not_left_out_while_instances_on_it_are_up(goal: Goal) -> None:
     fleet = released("shop:1", "shop:2", hosts=2)
