@@ -26,7 +26,7 @@ options:
     type: dict
     required: true
   balancers:
-    description: The balancers, from M(phoenix.fleet.haproxy_backend_info). One that cannot be reached becomes a finding.
+    description: The balancers, from M(phoenix.fleet.haproxy_backend_info). One that cannot be observed becomes a finding.
     type: list
     elements: dict
     required: true

@@ -171,7 +171,7 @@ def _refuse_move(scene: Scene, goal: Goal) -> None:
 def _refuse_silence(scene: Scene, goal: Goal) -> None:
     for host, error in scene.silent.items():
         raise RefusedError(
-            f"balancer {host}", f"it cannot be reached ({error}), and may be serving what this {goal.verb} would take away",
+            f"balancer {host}", f"it cannot be observed ({error}), and may be serving what this {goal.verb} would take away",
             "Bring it back, or take it out of fleet_balancers, and run again",
         )
 
@@ -265,7 +265,7 @@ def _put_right(scene: Scene, goal: Goal, entry: Entry, aim: Aim, verb: str, outc
     steps = _wave(scene, aim)
     reasons = [reason]
     for host, error in scene.silent.items():
-        reasons.append(f"balancer {host} cannot be reached ({error}): what it may still serve is left alone")
+        reasons.append(f"balancer {host} cannot be observed ({error}): what it may still serve is left alone")
     if scene.silent and not aim.unserved:
         # Law 4. The weights move where somebody answers; all that ends something waits.
         steps = tuple(step for step in steps if KINDS.index(step.kind) < KINDS.index("drain"))

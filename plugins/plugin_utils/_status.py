@@ -84,7 +84,7 @@ def _of_balancers(definition: Definition, world: World, history: History) -> Ite
     answering = [balancer for balancer in world.balancers if balancer.reachable]
     for balancer in world.balancers:
         if not balancer.reachable:
-            yield f"{balancer.host} cannot be reached ({balancer.error or 'it gives no answer'}), and may be serving anything"
+            yield f"{balancer.host} cannot be observed ({balancer.error or 'it gives no answer'}), and may be serving anything"
     for balancer in answering:
         yield from _of_head(definition, balancer, history)
     instances = {item.name: item for item in world.instances}

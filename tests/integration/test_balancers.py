@@ -69,7 +69,7 @@ def test_every_balancer_is_brought_along(site: Site, images: str, second: HAProx
     second.stop()
     before = site.service()
     refused = site.play("release", release_image=f"{images}:v1")
-    assert refused.code != 0 and "balancer lb2: it cannot be reached" in refused.output
+    assert refused.code != 0 and "balancer lb2: it cannot be observed" in refused.output
     assert site.service() == before and site.versions("web") == {"v2"}
 
     second.start()

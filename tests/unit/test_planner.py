@@ -570,14 +570,14 @@ def test_an_address_that_another_instance_holds_is_refused() -> None:
 def test_a_silent_balancer_refuses_before_anything_is_made() -> None:
     fleet = released("shop:1", balancers=2)
     fleet.site.balancers[1].reachable = False
-    with pytest.raises(RefusedError, match="balancer lb2: it cannot be reached .* Bring it back, or take it out of fleet_balancers"):
+    with pytest.raises(RefusedError, match="balancer lb2: it cannot be observed .* Bring it back, or take it out of fleet_balancers"):
         fleet.plan(release("shop:2"))
 
 
 def test_a_balancer_that_was_not_observed_is_silent() -> None:
     fleet = released("shop:1", balancers=2)
     world = fleet.world()
-    with pytest.raises(RefusedError, match="balancer lb2: it cannot be reached"):
+    with pytest.raises(RefusedError, match="balancer lb2: it cannot be observed"):
         plan(fleet.definition, replace(world, balancers=world.balancers[:1]), fleet.ledger.history(), release("shop:2"))
 
 

@@ -130,7 +130,7 @@ LEFT = (*WORLD.instances, instance(3, 1))
 
 @pytest.mark.parametrize(("world", "history", "finding"), [
     (on_lb1(reachable=False, error="timed out", head=None, servers=()), HISTORY,
-     "lb1 cannot be reached (timed out), and may be serving anything"),
+     "lb1 cannot be observed (timed out), and may be serving anything"),
     (replace(WORLD, balancers=BALANCERS[:1]), HISTORY, "lb2 was not observed"),
     (on_lb1(servers=BALANCERS[0].servers[:1]), HISTORY, f"lb1 has no server web-r2-2, and others do; {HEAL} puts it right"),
     (on_lb1(head=None), HISTORY, f"lb1 has no fragment of this fleet; {HEAL} puts it right"),
