@@ -19,7 +19,7 @@ class ActionModule(BalancerAction):
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         lease = params["lease"] or {}
         params["lease"] = {key: lease[key] for key in face.LEASED if key in lease}
-        with guarded(lease if lease.get("url") is not None and lease.get("state_dir") else None) as records:
-            if records:
-                params["lease"]["records"] = records
+        with guarded(lease if lease.get("url") is not None and lease.get("state_dir") else None) as guard:
+            if guard.records:
+                params["lease"]["records"] = guard.records
             return self.on_balancer(face.carry_out, params, task_vars)

@@ -48,11 +48,11 @@ def worker(ledger: Ledger, request: pytest.FixtureRequest) -> Any:
 def test_an_act_learns_how_many_records_the_fleet_has(ledger: Ledger) -> None:
     lease = ledger.acquire("web", "me")
     with guarded(to_dict(lease)) as before:
-        assert before == 0
+        assert before.records == 0
     with ledger.planning(lease) as view:
         view.open(Plan("heal", 0, 0), "me")
     with guarded(to_dict(lease)) as after:
-        assert after == 1
+        assert after.records == 1
     assert (ledger.history("web").records, ledger.acquire("web", "the next", takeover=True).fence) == (1, 2)  # a run alone writes none
 
 
@@ -101,3 +101,18 @@ def test_who_has_lost_the_fleet_ends_nobody_and_does_not_act(ledger: Ledger, wor
     with pytest.raises(LeaseError), guarded(lost):
         pytest.fail("it acted without the fleet")
     assert worker.is_alive()
+
+
+def test_an_act_learns_in_the_middle_that_the_fleet_was_taken_over(ledger: Ledger) -> None:
+    lease = to_dict(ledger.acquire("web", "me"))
+    with pytest.raises(LeaseError, match="took it over"), guarded(lease) as guard:
+        guard.check()
+        next_lease(ledger)
+        guard.check()
+        pytest.fail("it went on without the fleet")
+
+
+def test_without_a_lease_there_is_nothing_to_check() -> None:
+    with guarded(None) as guard:
+        guard.check()
+        assert guard.records == 0
