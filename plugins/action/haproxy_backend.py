@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any, Dict
 
 from ..module_utils._haproxy import face
+from ..module_utils._model import Server, from_dict, to_dict
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._haproxy_action import BalancerAction, Result
+from ..plugin_utils._ledger import Lease, Ledger
 
 
 class ActionModule(BalancerAction):
@@ -22,4 +24,16 @@ class ActionModule(BalancerAction):
         with guarded(lease if lease.get("url") is not None and lease.get("state_dir") else None) as guard:
             if guard.records:
                 params["lease"]["records"] = guard.records
-            return self.on_balancer(face.carry_out, params, task_vars)
+            if not lease.get("fence") or lease.get("url") is None or self._task.check_mode:
+                return self.on_balancer(face.carry_out, params, task_vars)
+            return self._registered(from_dict(Lease, lease), params, task_vars)
+
+    def _registered(self, lease: Lease, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        """The ledger keeps what the balancer is told before it is told, and its receipts for what is out."""
+        ledger, place = Ledger(lease.url, lease.state_dir), (self.balancer(task_vars), params["name"])
+        servers = [from_dict(Server, item) for item in params["servers"] or ()]
+        waiting = ledger.tell(lease, *place, servers)
+        params["confirm"] = [{"name": item.server, "address": item.address, "port": item.port} for item in waiting]
+        result = self.on_balancer(face.carry_out, params, task_vars)
+        result["registrations"] = [to_dict(item) for item in ledger.receive(lease, *place, result.get("receipts") or ())]
+        return result

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, Mapping
+from typing import Any, Callable, Dict, Mapping, Sequence
 
 from ..module_utils import _instances
 from ..module_utils._errors import InvalidError
-from ..module_utils._model import Instance, Step, from_dict, to_dict
+from ..module_utils._model import Instance, Registration, Step, from_dict, to_dict
+from ..module_utils._providers.base import Permit
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import read, revived
 from ..plugin_utils._executor import guarded
@@ -37,7 +38,8 @@ class ActionModule(FleetAction):
                 lease = from_dict(Lease, params["lease"])
                 Ledger(lease.url, lease.state_dir).record(lease, params["record"])
             journal = _Journal(from_dict(Lease, params["lease"]), self.say) if leased else None
-            result = self.on_host(partial(_instances.carry_out, journal=journal), params, task_vars)
+            permit = _permit(from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
+            result = self.on_host(partial(_instances.carry_out, journal=journal, permit=permit), params, task_vars)
             if leased:
                 self._keep(from_dict(Lease, params["lease"]), params, result)
         if not self._task.diff:
@@ -57,6 +59,17 @@ class ActionModule(FleetAction):
             ledger.reserve(lease, {key: item.name for item in made for key in reservations(item, pools)})
             steps = addressed([from_dict(Step, step) for step in wave.values()], made, ledger.history(lease.fleet).reserved)
             result["wave"] = {kind: {**step, **to_dict(now)} for (kind, step), now in zip(wave.items(), steps, strict=True)}
+
+
+def _permit(lease: Lease, results: Sequence[Mapping[str, Any]]) -> Permit:
+    """What the ledger says of an instance, asked right before it is stopped: that the fleet is still ours, and that no balancer serves it.
+
+    results are those of the balancers' tasks of this very run: their receipts count where a full disk could not keep them.
+    """
+    ledger = Ledger(lease.url, lease.state_dir)
+    fresh = [from_dict(Registration, item) for result in results for item in result.get("registrations") or ()]
+    own = [item for item in fresh if item.receipt is not None and item.receipt.fence == lease.fence]
+    return lambda instance: ledger.permit(lease, [instance], own)
 
 
 class _Journal:

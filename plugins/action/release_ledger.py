@@ -36,7 +36,7 @@ class ActionModule(FleetAction):
             definition = from_dict(Definition, {"image": "", "port": 0, **params["definition"]})
         ledger = Ledger(definition.ledger, definition.state_dir)
         if params["state"] == "held":
-            return {**self._hold(definition, ledger, task_vars), **fleet}
+            return {**self._hold(definition, ledger, task_vars), **fleet, "former": _former(definition, ledger, task_vars)}
         if self._task.check_mode or not params["lease"].get("fence"):
             return {"changed": False, "lease": params["lease"]}
         lease = from_dict(Lease, params["lease"])
@@ -71,6 +71,14 @@ class ActionModule(FleetAction):
             self.say(f"{definition.name}  lease {lease.fence} taken ({lease.holder})")
         # The result is for the tasks that follow; where the URL holds a password, nobody sees it printed.
         return {"changed": False, "lease": {**to_dict(lease), "monotonic": time.monotonic()}, "_ansible_no_log": ledger.has_password}
+
+
+def _former(definition: Definition, ledger: Ledger, task_vars: Mapping[str, Any]) -> list[Dict[str, str]]:
+    """Where the fleet was behind a balancer or in a backend that the definition names no more, and whose receipt is waited for."""
+    known = (task_vars.get("groups") or {}).get("all") or ()
+    places = {(item.balancer, item.backend) for item in ledger.history(definition.name).registrations if not item.is_settled}
+    current = {(host, definition.backend) for host in definition.balancers}
+    return [{"balancer": host, "backend": backend} for host, backend in sorted(places - current) if host in known]
 
 
 def _who(task_vars: Mapping[str, Any]) -> str:

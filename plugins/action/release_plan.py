@@ -12,14 +12,16 @@ from typing import Any, Dict, Mapping
 
 from ..module_utils import _arguments
 from ..module_utils._instances import connect, told
-from ..module_utils._model import Balancer, Definition, Goal, History, Image, Instance, Plan, Pool, Step, World, from_dict, to_dict
+from ..module_utils._model import Balancer, Definition, Goal, History, Image, Instance, Plan, Pool, Registration, Step, World, from_dict, to_dict
 from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import definition_hash, recorded, revived
 from ..plugin_utils._executor import guarded
-from ..plugin_utils._ledger import Lease, Ledger
+from ..plugin_utils._ledger import Lease, Ledger, timestamp
 from ..plugin_utils._planner import plan
+from ..plugin_utils._registrations import from_before, given_up, merged
+from ..plugin_utils._scene import Scene
 
 
 class ActionModule(FleetAction):
@@ -39,7 +41,7 @@ class ActionModule(FleetAction):
         lease = params["lease"]
         ledger = Ledger(definition.ledger, definition.state_dir)
         goal = _goal(params, definition_hash(definition, ledger.secret))
-        history = ledger.history(definition.name)
+        history = self._known(definition, ledger.history(definition.name), params)[0]
         if goal.verb == "rollback":
             world = self._trusted(definition, world, history)
         made = _told(plan(definition, world, history, goal), recorded(definition, ledger.secret), definition.size)
@@ -77,9 +79,21 @@ class ActionModule(FleetAction):
     def _open(self, ledger: Ledger, definition: Definition, world: World, goal: Goal, params: Mapping[str, Any]) -> Plan:
         """Plan once more inside the ledger's transaction, so that the numbers and addresses are still free when they are written."""
         with ledger.planning(from_dict(Lease, params["lease"])) as view:
-            made = _told(plan(definition, world, view.history(), goal), recorded(definition, ledger.secret), definition.size)
-            view.open(made, str(params["lease"]["holder"]).rpartition(" pid ")[0])
+            history, given = self._known(definition, view.history(), params)
+            made = _told(plan(definition, world, history, goal), recorded(definition, ledger.secret), definition.size)
+            scene = Scene(definition, world, history)
+            view.open(made, _by(params), (*given, *from_before(definition, world, history, scene.ours)))
         return made
+
+    def _known(self, definition: Definition, history: History, params: Mapping[str, Any]) -> tuple[History, tuple[Registration, ...]]:
+        """The history with the operator's word for balancers that are gone for good, and that word."""
+        given = given_up(history, definition.lost_balancers, _by(params), timestamp())
+        return merged(history, given), given
+
+
+def _by(params: Mapping[str, Any]) -> str:
+    """Who runs this, without the process."""
+    return str(params["lease"].get("holder", "")).rpartition(" pid ")[0]
 
 
 def is_sealed(item: Instance, recorded: str, seal: str) -> bool:
@@ -92,7 +106,7 @@ def _goal(params: Mapping[str, Any], hashed: str) -> Goal:
     if given.get("failure"):
         given["reason"] = _story.cause(given["failure"])
         # What failed the watch is rejected, however well it looks when the undoing comes to it.
-        given["force"] = given["failure"].get("task") == "Watch"
+        given["force"] = given["failure"].get("step") == "watch"
     image = from_dict(Image, params["image"]) if params["image"] else None
     return replace(from_dict(Goal, {key: value for key, value in given.items() if key != "image"}), image=image, hash=hashed)
 

@@ -21,6 +21,8 @@ class ActionModule(FleetAction):
     ARGUMENTS = _arguments.RELEASE_RESULT
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
+        if not params["definition"]:
+            return _never_begun(params["failure"])
         definition = from_dict(Definition, params["definition"])
         plan = _plan(params["plan"])
         after = _balancers(params["after"])
@@ -54,6 +56,13 @@ class ActionModule(FleetAction):
         except FleetError as error:
             return str(error)
         return ""
+
+
+def _never_begun(failure: Mapping[str, Any]) -> Result:
+    """No lease was taken, so nothing can have been touched."""
+    if failure:
+        return {"failed": True, "msg": _story.reason(failure)}
+    return {"failed": True, "msg": "The run began in the middle (--start-at-task), and did nothing. Run it from its beginning."}
 
 
 def _stats(outcome: Mapping[str, Any]) -> Dict[str, Any]:

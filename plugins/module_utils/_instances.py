@@ -15,7 +15,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ._errors import InvalidError, RefusedError, UnreachableError
 from ._model import Image, Instance, LastWords, from_dict, to_dict
-from ._providers.base import Blueprint, Journal, Provider
+from ._providers._marker import refuse_leased
+from ._providers.base import Blueprint, Journal, Permit, Provider
 
 PROVIDERS = ("docker", "proxmox", "libvirt")
 VERBS = ("observe", "provision", "decommission", "last_words")
@@ -37,6 +38,7 @@ ARGUMENTS: Dict[str, Any] = {
     "wave": {"type": "dict", "default": {}},
     "record": {"type": "str", "default": ""},
     "lease": {"type": "dict", "default": {}},
+    "receipts": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -60,8 +62,12 @@ def connect(provider: str, options: Mapping[str, Any], journal: Optional[Journal
 
 def carry_out(
     params: Mapping[str, Any], check_mode: bool, say: Callable[[str], None], journal: Optional[Journal] = None,
+    permit: Optional[Permit] = None,
 ) -> Dict[str, Any]:
-    """One verb on a set of instances. params as in ARGUMENTS; raises FleetError and what the provider raises."""
+    """One verb on a set of instances. params as in ARGUMENTS; raises FleetError and what the provider raises.
+
+    permit is what the ledger says of stopping or removing an instance. Without one, those that belong to a ledger are refused.
+    """
     provider = connect(params["provider"], params["options"], journal)
     if params["verb"] == "observe":
         return _observe(provider, params)
@@ -74,13 +80,17 @@ def carry_out(
     come = params["verb"] == "provision"
     result = {"changed": bool(instances or standby), "instances": [to_dict(item) for item in instances]}
     result["diff"] = _diff(come, instances, standby)
+    permit = permit or refuse_leased
+    if not come:
+        for item in (*standby, *instances):
+            permit(item)
     if check_mode or not result["changed"]:
         return result
     lines = partial(_tell, params["fleet"], say)
     if come:
         result["instances"] = [to_dict(item) for item in _provision(provider, instances, params, lines)]
     else:
-        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines)
+        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines, permit)
     return result
 
 
@@ -111,16 +121,16 @@ def _provision(provider: Provider, instances: Sequence[Instance], params: Mappin
 
 
 def _decommission(
-    provider: Provider, instances: Sequence[Instance], standby: Sequence[Instance], timeout: int, tell: Tell,
+    provider: Provider, instances: Sequence[Instance], standby: Sequence[Instance], timeout: int, tell: Tell, permit: Permit,
 ) -> Dict[str, str]:
     """Some are stopped and kept, the others go. Returns the seals of what was stopped."""
     seals: Dict[str, str] = {}
     if standby:
-        provider.stop(standby, timeout)
+        provider.stop(standby, timeout, permit)
         seals = dict(provider.seals(standby))
         tell(standby, "stopped, kept as standby")
     if instances:
-        provider.destroy(instances, timeout)
+        provider.destroy(instances, timeout, permit)
         tell(instances, "destroyed")
     return seals
 

@@ -177,6 +177,7 @@ class Definition:
     ledger: str = ""
     takeover: bool = False
     adopt: bool = False
+    lost_balancers: Tuple[str, ...] = ()
     revision: str = ""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -219,13 +220,60 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Receipt:
+    """A balancer's confirmation that a server is out of one of its backends: when (ISO 8601), under which fence, and how it was proved.
+
+    proof: `idle` (no HAProxy process holds a connection to it), `deadline` (the drain timed out: `cut` connections were cut, `left` could
+    not be), `operator` (by the word of `by`: that balancer is gone for good). processes are those of HAProxy (`PID:START`) that lived on
+    and may still send requests to the address: it cools down until they have ended.
+    """
+
+    fence: int
+    at: str = ""
+    proof: str = "idle"
+    cut: int = 0
+    left: int = 0
+    processes: Tuple[str, ...] = ()
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What one balancer was told of one server in one of its backends, and its receipt since it was last told.
+
+    weight is the highest that it was told: 0 means that the server never had traffic there. turn counts how often it was told, so that a
+    receipt for an earlier time is known. Without a balancer it says only that the ledger knows of everything that was told of the server.
+    """
+
+    server: str
+    balancer: str
+    backend: str
+    address: str = ""
+    port: int = 0
+    weight: int = 0
+    turn: int = 1
+    receipt: Optional[Receipt] = None
+
+    @property
+    def may_serve(self) -> bool:
+        """The balancer may be sending requests to the server."""
+        return bool(self.balancer) and self.weight > 0 and self.receipt is None
+
+    @property
+    def is_settled(self) -> bool:
+        """Nobody there sends anything to its address any more."""
+        return not self.balancer or (self.receipt is not None and not self.receipt.processes)
+
+
+@dataclass(frozen=True)
 class History:
     """What the ledger knows of one fleet. entry is the undertaking that is not done yet, if there is one.
 
     reserved maps the pool keys (`HOST KEY`) that instances of this ledger, of any fleet, hold to their instances' names.
     servers maps instance names of this fleet to the ids that HAProxy knows them by. since is when live became so (ISO 8601).
     issued maps bands of numbers (`HOST FIRST`, see Pool.ids) to the lowest number that no fleet of this ledger ever got from it.
-    records is how many were written of this fleet.
+    records is how many were written of this fleet. registrations are those of its servers; released maps addresses, with and without
+    port, that instances of this ledger had, to when the last of them was confirmed to be out (ISO 8601).
     """
 
     ledger: str
@@ -240,6 +288,8 @@ class History:
     since: str = ""
     issued: Mapping[str, int] = field(default_factory=dict, hash=False)
     records: int = 0
+    registrations: Tuple[Registration, ...] = ()
+    released: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -326,7 +376,7 @@ def from_dict(kind: Type[T], data: Mapping[str, Any]) -> T:
 
 _NESTED: Dict[str, Any] = {
     "instances": Instance, "servers": Server, "strangers": Server, "balancers": Balancer, "pools": Pool, "releases": Release,
-    "entry": Entry, "head": Head, "image": Image, "release": Release,
+    "entry": Entry, "head": Head, "image": Image, "release": Release, "registrations": Registration, "receipt": Receipt,
 }
 
 

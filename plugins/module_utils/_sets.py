@@ -21,6 +21,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Seque
 
 from ._errors import FleetError, InvalidError, RefusedError
 from ._model import Image, Instance, Pool, to_dict
+from ._providers._marker import refuse_leased
 from ._providers.base import Blueprint
 
 Say = Callable[[str], None]
@@ -110,6 +111,8 @@ class Face:
                     start=tuple(item for item in seen if item.slot <= params["size"] and not is_awake(item)),
                     destroy=tuple(item for item in seen if item.slot > params["size"]),
                 )
+            for item in (*acts.stop, *acts.destroy):
+                refuse_leased(item)
                 if acts.create:
                     provider.preflight(acts.create, form)
                 if not check_mode and acts.create:
@@ -117,8 +120,8 @@ class Face:
                 if not check_mode and acts.start:
                     provider.start(acts.start, form)
             if not check_mode:
-                provider.stop(acts.stop, params["stop_timeout"])
-                provider.destroy(acts.destroy, params["stop_timeout"])
+                provider.stop(acts.stop, params["stop_timeout"], refuse_leased)
+                provider.destroy(acts.destroy, params["stop_timeout"], refuse_leased)
             after = expected(seen, acts)
             if acts and not check_mode:
                 after = tuple(item for item in provider.observe(params["fleet"]) if item.release == params["release"])

@@ -13,6 +13,8 @@ description:
   - The verbs that every provider has, on a whole set at once. The roles of the collection know no provider, only this module.
   - In a playbook of your own M(phoenix.fleet.docker_instances) is usually what you want, since it says what should be.
   - Nothing is touched that does not carry the marker of the fleet.
+  - Under a O(lease) an instance is stopped only when every balancer that was ever told of it has confirmed that it is out. Without one,
+    instances that belong to a ledger are not stopped at all.
 author:
   - The phoenix.fleet founders (@phoenix-fleet)
 options:
@@ -89,6 +91,13 @@ options:
     description: The lease of the run, from M(phoenix.fleet.release_ledger). With it the act is refused where the fleet was taken over.
     type: dict
     default: {}
+  receipts:
+    description:
+      - The results of this run's M(phoenix.fleet.haproxy_backend) tasks. Their C(registrations) count where a full disk kept the ledger from
+        storing them.
+    type: list
+    elements: dict
+    default: []
 attributes:
   check_mode:
     support: full

@@ -109,6 +109,13 @@ balancers:
   returned: with O(verb)
   type: list
   elements: dict
+former:
+  description:
+    - Where the fleet was before, each with C(balancer) and C(backend), as long as that is in the inventory and has not confirmed that all of the
+      fleet's servers are out.
+  returned: with O(state=held)
+  type: list
+  elements: dict
 lease:
   description: The lease that the other modules ask for; empty once it is given back.
   returned: success

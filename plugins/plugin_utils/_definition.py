@@ -120,6 +120,7 @@ SPEC: Dict[str, Dict[str, Any]] = {
     "fleet_ledger": {"type": "str", "default": "", "no_log": True},
     "fleet_takeover": {"type": "bool", "default": False},
     "fleet_adopt": {"type": "bool", "default": False},
+    "fleet_lost_balancers": {"type": "list", "elements": "str", "default": []},
     "fleet_revision": {
         "type": "str", "pattern": r"[^\x00-\x1f\x7f]{1,200}", "noun": "a revision", "remedy": "write at most 200 characters on one line",
     },
@@ -182,6 +183,8 @@ def define(
     options = _provider_mistakes(provider, values, found)
     named = [host for host in (balancers if values["fleet_balancers"] is None else values["fleet_balancers"]) if host is not None]
     _balancer_mistakes(named, balancers, hosts, found)
+    lost = values["fleet_lost_balancers"] or []
+    found += [f"fleet_lost_balancers: {host} is in fleet_balancers as well; take it out there" for host in lost if host in named]
     _haproxy_mistakes(values["fleet_haproxy"] or {}, found)
     _ledger_mistakes(values["fleet_ledger"] or "", awx, found)
     if values["fleet_strategy"] in ("rolling", "canary"):
@@ -198,7 +201,7 @@ def define(
         haproxy=_haproxy(values["fleet_haproxy"] or {}, checks), strategy=values["fleet_strategy"],
         drain_timeout=values["fleet_drain_timeout"], stop_timeout=values["fleet_stop_timeout"], keep=values["fleet_keep"],
         standby=values["fleet_standby"], hold=values["fleet_hold"], state_dir=os.path.normpath(folder), ledger=values["fleet_ledger"],
-        takeover=values["fleet_takeover"], adopt=values["fleet_adopt"],
+        takeover=values["fleet_takeover"], adopt=values["fleet_adopt"], lost_balancers=tuple(lost),
         revision=revision if values["fleet_revision"] is None else values["fleet_revision"], options=options,
     )
 

@@ -23,12 +23,16 @@ __all__ = ["BalancerAction", "Result"]
 class BalancerAction(FleetAction):
     """Takes what is not given of socket, master_socket, reload_command, config and config_dir from the balancer's variables haproxy_*."""
 
+    def balancer(self, task_vars: Dict[str, Any]) -> str:
+        """The inventory's name of the balancer that the task works on."""
+        return str(self._task.delegate_to or task_vars.get("inventory_hostname") or "")
+
     def on_balancer(self, work: Work, params: Dict[str, Any], task_vars: Dict[str, Any], only_looks: bool = False) -> Result:
         """`on_host`, with the balancer's own variables and name. One that gives no answer fails with `balancer.reachable` false.
 
         only_looks: so does one that cannot be looked at for another reason, such as a damaged fragment. Who acts must refuse that.
         """
-        host = str(self._task.delegate_to or task_vars.get("inventory_hostname") or "")
+        host = self.balancer(task_vars)
         for key in PLACES:
             if key != "name" and not params.get(key):
                 params[key] = self._variable(f"haproxy_{key}", host, task_vars)

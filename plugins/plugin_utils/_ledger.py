@@ -27,7 +27,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ..module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
-from ..module_utils._model import Entry, History, Instance, Plan, Release
+from ..module_utils._model import Entry, History, Instance, Plan, Receipt, Registration, Release, Server, to_dict
+from . import _registrations as law
 from . import _tables as t
 from ._process import GONE, RUNNING, STOPPED, UNKNOWN, Process, boot_id, uptime
 from ._tables import sa
@@ -267,6 +268,55 @@ class Ledger:
         except _FullError:
             pass
 
+    def tell(
+        self, lease: Lease, balancer: str, backend: str, servers: Iterable[Server] | None = None,
+    ) -> tuple[Registration, ...]:
+        """Keep that a balancer is about to be told of `servers` in `backend` (None: it is only looked at), before it is.
+
+        Returns the registrations there of which a receipt, or the end of a process that lingers, is waited for: those told now left out.
+        """
+        own = re.compile(rf"{re.escape(lease.fleet)}-r[1-9][0-9]*-[1-9][0-9]*")
+        listed = [server for server in servers or () if own.fullmatch(server.name)]
+        with self._writing() if listed else self._reading() as (connection, identity):
+            self._verified(connection, identity, lease, lock=bool(listed))
+            known = {item.server: item for item in _registrations(connection, lease.fleet, balancer, backend)}
+            new = [law.told(known.get(server.name), server, balancer, backend) for server in listed]
+            _store(connection, lease, new)
+        told = {item.server for item in new}
+        return tuple(item for item in known.values() if item.server not in told and not item.is_settled)
+
+    def receive(self, lease: Lease, balancer: str, backend: str, said: Iterable[Mapping[str, Any]]) -> tuple[Registration, ...]:
+        """Keep what a balancer has said of servers that are out of `backend` (see `receipts` in the module haproxy_backend).
+
+        Returns the registrations with their receipts. On a full disk they are not kept: then they count in this run alone.
+        """
+        heard = {str(item["name"]): item for item in said}
+        if not heard:
+            return ()
+        new: list[Registration] = []
+        try:
+            with self._writing() as (connection, identity):
+                self._verified(connection, identity, lease, lock=True)
+                for item in _registrations(connection, lease.fleet, balancer, backend):
+                    answer = heard.get(item.server)
+                    if answer and (answer["address"], int(answer["port"])) == (item.address, item.port):
+                        new.append(law.confirmed(item, answer, lease.fence, timestamp()))
+                _store(connection, lease, new)
+        except _FullError:
+            pass
+        return tuple(new)
+
+    def permit(
+        self, lease: Lease, instances: Iterable[Instance], fresh: Iterable[Registration] = (), lost: Iterable[str] = (),
+    ) -> None:
+        """Raises LeaseError where the fleet is no longer this lease's, RefusedError where one of the instances may still be served.
+
+        To be asked right before each instance is stopped or destroyed. fresh and lost: see `refuse_serving`.
+        """
+        with self._reading() as (connection, identity):
+            self._verified(connection, identity, lease)
+            law.refuse_serving(_registrations(connection, lease.fleet), instances, fresh, frozenset(lost))
+
     def began(self, lease: Lease, task: str, doing: str) -> None:
         """Keep a task that a cluster was given, until the undertaking has ended. On a full disk it is not kept."""
         try:
@@ -487,15 +537,19 @@ class Planning:
         """What is known of the fleet."""
         return _history(self._connection, self._identity, self._lease.fleet)
 
-    def open(self, plan: Plan, by: str) -> None:
+    def open(self, plan: Plan, by: str, registrations: Iterable[Registration] = ()) -> None:
         """Write the plan's intent, its release where that is new, and what the fleet holds from now on.
 
+        registrations are those that changed before the plan was made (see `from_before` and `given_up`).
         A plan for the open entry's target goes on with that entry; one that takes a committed release back reverts it by that.
         Otherwise the open entry is closed, its target failed unless it was committed. What only undoes succeeds on a full disk
         too. Raises RefusedError where the number or an address was taken meanwhile.
         """
         if self._row is None:
             raise RefusedError(f"fleet {self._lease.fleet}", "nothing is recorded in check mode")
+        made = [Registration(item.name, "", "") for item in _made(plan)]
+        _store(self._connection, self._lease, [*made, *registrations])
+        _forget(self._connection, self._lease.fleet, plan)
         self.undoing = _Book(self._connection, self._row).open(plan, by)
 
     def remember(self, release: Release) -> None:
@@ -602,8 +656,11 @@ class _Book:
             for status in ("live", "standby"):
                 self._mark(None, status, status="retired")
             self._set(live=0, since="")
-            for table in (t.RESERVATIONS, t.SERVERS):
-                self._connection.execute(sa.delete(table).where(table.c.fleet == self._fleet))
+            self._connection.execute(sa.delete(t.SERVERS).where(t.SERVERS.c.fleet == self._fleet))
+            # An address to which a balancer may still send requests stays taken.
+            waiting = {item.server for item in _registrations(self._connection, self._fleet) if not item.is_settled}
+            free = (t.RESERVATIONS.c.fleet == self._fleet, t.RESERVATIONS.c.instance.not_in(sorted(waiting)))
+            self._connection.execute(sa.delete(t.RESERVATIONS).where(*free))
 
     def _close(self, entry: Any, reason: str) -> None:
         self._mark(entry.target, "open", status="failed", finished=self._now, reason=reason)
@@ -735,8 +792,60 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
         ledger=identity.id, fence=row.fence, live=row.live, next_release=row.next_release, next_server=row.next_server,
         releases=tuple(Release(**release._mapping) for release in releases), entry=entry,
         servers={server.instance: server.id for server in servers}, reserved=reserved, since=row.since, issued=issued,
-        records=row.records,
+        records=row.records, registrations=_registrations(connection, fleet) if identity.version > 3 else (),
+        released=_released(connection) if identity.version > 3 else {},
     )
+
+
+def _registrations(connection: Any, fleet: str, balancer: str | None = None, backend: str = "") -> tuple[Registration, ...]:
+    """Those of a fleet's servers; with a balancer only those at one of its backends."""
+    table = t.REGISTRATIONS
+    chosen = sa.select(table).where(table.c.fleet == fleet).order_by(table.c.server, table.c.balancer, table.c.backend)
+    if balancer is not None:
+        chosen = chosen.where(table.c.balancer == balancer, table.c.backend == backend)
+    return tuple(
+        Registration(
+            row.server, row.balancer, row.backend, row.address, row.port, row.weight, row.turn,
+            Receipt(**{**row.receipt, "processes": tuple(row.receipt["processes"])}) if row.receipt else None,
+        )
+        for row in connection.execute(chosen)
+    )
+
+
+def _store(connection: Any, lease: Lease, rows: Iterable[Registration]) -> None:
+    """Write registrations, in the place of their former versions."""
+    table = t.REGISTRATIONS
+    for item in rows:
+        key = {"fleet": lease.fleet, "server": item.server, "balancer": item.balancer, "backend": item.backend}
+        value = {
+            "address": item.address, "port": item.port, "weight": item.weight, "turn": item.turn, "fence": lease.fence,
+            "told": timestamp(), "receipt": _plain(to_dict(item.receipt)) if item.receipt else sa.null(),
+        }
+        where = [table.c[name] == text for name, text in key.items()]
+        if not connection.execute(sa.update(table).where(*where).values(value)).rowcount:
+            connection.execute(sa.insert(table).values({**key, **value}))
+
+
+def _forget(connection: Any, fleet: str, plan: Plan) -> None:
+    """Remove the registrations of servers that are no more: once nobody waits for anything there, and their address is another's."""
+    table = t.REGISTRATIONS
+    held = {key.partition(" ")[2]: name for key, name in plan.reserved.items()}
+    for item in _registrations(connection, fleet):
+        now = held.get(item.address) or held.get(f"{item.address}:{item.port}")
+        if item.server not in plan.servers and item.is_settled and (not item.balancer or now not in (None, item.server)):
+            where = (table.c.fleet == fleet, table.c.server == item.server, table.c.balancer == item.balancer)
+            connection.execute(sa.delete(table).where(*where, table.c.backend == item.backend))
+
+
+def _released(connection: Any) -> dict[str, str]:
+    """The addresses, with and without port, that servers had which are out, and since when."""
+    table = t.REGISTRATIONS
+    found: dict[str, str] = {}
+    for row in connection.execute(sa.select(table.c.address, table.c.port, table.c.receipt).where(table.c.balancer != "")):
+        if row.receipt:
+            for key in (row.address, f"{row.address}:{row.port}"):
+                found[key] = max(found.get(key, ""), row.receipt["at"])
+    return found
 
 
 def _records(connection: Any, fleet: str, entry: int) -> tuple[str, ...]:

@@ -24,23 +24,28 @@ NEEDY = ("check", "stage", "gate", "switch", "watch")
 """The kinds of steps that need to know where an instance is."""
 
 
-def places(fleet: str, pools: Sequence[Pool], port: int, count: int, beside: Iterable[str], taken: Collection[str]) -> list[Place]:
-    """`count` free places, spread evenly over the pools, the lowest first in each.
+def places(
+    fleet: str, pools: Sequence[Pool], port: int, count: int, beside: Iterable[str], taken: Collection[str],
+    cooling: Mapping[str, str] | None = None, released: Mapping[str, str] | None = None,
+) -> list[Place]:
+    """`count` free places, spread evenly over the pools: those never used first, the lowest of them first, then the one used longest ago.
 
     beside are the hosts of the instances that the new ones will stand beside. taken holds what is in use beyond `Pool.taken`:
-    pool keys, and reservations as `HOST KEY`. Raises RefusedError with the remedy where the pools have not enough.
+    pool keys, and reservations as `HOST KEY`. cooling maps pool keys that must not be used yet to why, released those that were used
+    before to when they became free (ISO 8601). Raises RefusedError with the remedy where the pools have not enough.
     """
     standing: dict[str, int] = {}
     for host in beside:
         standing[host] = standing.get(host, 0) + 1
-    used = set(taken)
-    open_pools = [(standing.get(pool.host, 0), rank, pool, _free(pool, port, used)) for rank, pool in enumerate(pools)]
+    used = {*taken, *(cooling or ())}
+    open_pools = [(standing.get(pool.host, 0), rank, pool, _free(pool, port, used, released or {})) for rank, pool in enumerate(pools)]
     heapq.heapify(open_pools)
     found: list[Place] = []
     while len(found) < count:
         if not open_pools:
             raise RefusedError(
-                f"fleet {fleet}", f"{count} instances need a place each, and {_described(pools)} for {len(found)}",
+                f"fleet {fleet}",
+                "; ".join([f"{count} instances need a place each, and {_described(pools)} for {len(found)}", *_chilled(pools, cooling or {})]),
                 "Widen the provider's range of addresses or ports, lower fleet_keep or fleet_size, or add a host",
             )
         held, rank, pool, free = open_pools[0]
@@ -160,21 +165,43 @@ def addressed(steps: Iterable[Step], found: Iterable[Instance], reserved: Mappin
     return made
 
 
-def _free(pool: Pool, port: int, used: set[str]) -> Iterator[Place]:
+def _free(pool: Pool, port: int, used: set[str], released: Mapping[str, str]) -> Iterator[Place]:
     """The free places of a pool, one by one. What is yielded is added to `used`, since two hosts may share one range."""
     if pool.kind == "dynamic":
         while True:
             yield pool.host, "", port
     held = set(pool.taken)
+    former: list[tuple[str, str, int]] = []
+    for address, number in _every(pool, port):
+        key = pool.key(address, number)
+        if key in released:
+            former.append((released[key], address, number))
+        elif key not in held and _claim(pool, key, used):
+            yield pool.host, address, number
+    for _when, address, number in sorted(former, key=lambda item: item[0]):
+        key = pool.key(address, number)
+        if key not in held and _claim(pool, key, used):
+            yield pool.host, address, number
+
+
+def _every(pool: Pool, port: int) -> Iterator[tuple[str, int]]:
     first, last = ipaddress.ip_address(pool.first), ipaddress.ip_address(pool.last)
-    ports = range(pool.ports[0], pool.ports[1] + 1) if pool.kind == "published" else (port,)
-    for number in ports:
+    for number in range(pool.ports[0], pool.ports[1] + 1) if pool.kind == "published" else (port,):
         for offset in range(int(last) - int(first) + 1):
-            address = str(first + offset)
-            key = pool.key(address, number)
-            if key not in held and key not in used and f"{pool.realm or pool.host} {key}" not in used:
-                used.add(key)
-                yield pool.host, address, number
+            yield str(first + offset), number
+
+
+def _claim(pool: Pool, key: str, used: set[str]) -> bool:
+    if key in used or f"{pool.realm or pool.host} {key}" in used:
+        return False
+    used.add(key)
+    return True
+
+
+def _chilled(pools: Sequence[Pool], cooling: Mapping[str, str]) -> list[str]:
+    """Why places of these pools that nobody has cannot be used yet."""
+    keys = {pool.key(address, number) for pool in pools if cooling and pool.kind != "dynamic" for address, number in _every(pool, pool.ports[0])}
+    return [why for key, why in cooling.items() if key in keys][:3]
 
 
 def _described(pools: Sequence[Pool]) -> str:

@@ -20,6 +20,7 @@ from itertools import count, islice
 from ..module_utils._errors import InvalidError, RefusedError
 from ..module_utils._model import Definition, Entry, Goal, History, Instance, Plan, Release, Server, Step, World
 from ._placement import bands, numbered, place_of, places, reservations
+from ._registrations import cooling, remedy_of
 from ._scene import LIVE, Scene, carried_out, runs
 
 KINDS = ("create", "start", "check", "stage", "gate", "commit", "switch", "watch", "drain", "retire", "stop", "destroy")
@@ -70,6 +71,7 @@ def plan(definition: Definition, world: World, history: History, goal: Goal) -> 
     scene = Scene(definition, world, history)
     _refuse_strangers(scene, goal)
     _refuse_move(scene, goal)
+    _refuse_elsewhere(scene, goal)
     if goal.verb != "abort" and (adoption := _adoption(scene, goal)):
         return adoption
     live, settled = _settle(scene, goal)
@@ -166,6 +168,20 @@ def _refuse_move(scene: Scene, goal: Goal) -> None:
                 f"instance {name}", f"it is up and lives at {host}, which is not in fleet_{definition.provider}",
                 f"Put {host} back; to give it up, stop its instances first, then run phoenix.fleet.heal",
             )
+
+
+def _refuse_elsewhere(scene: Scene, goal: Goal) -> None:
+    """A balancer or backend that the definition does not name any more may go on serving what this run would stop."""
+    if goal.verb == "abort":
+        return
+    for (host, backend), names in scene.elsewhere.items():
+        many = f"{names[0]} and {len(names) - 1} others" if len(names) > 1 else names[0]
+        missing = host not in scene.definition.balancers
+        raise RefusedError(
+            f"balancer {host}" if missing else f"backend {backend} on {host}",
+            f"it may be serving {many}, and {'is not in fleet_balancers' if missing else f'fleet_backend is {scene.definition.backend} now'}",
+            remedy_of(scene.definition, host, backend),
+        )
 
 
 def _refuse_silence(scene: Scene, goal: Goal) -> None:
@@ -532,7 +548,9 @@ def _filled(scene: Scene, row: Release, chosen: Iterable[Instance]) -> tuple[Ins
             found[slot] = place
             standing[place[0]] += 1
     rest = [slot for slot in names if slot not in found]
-    found.update(zip(rest, places(definition.name, scene.world.pools, port, len(rest), standing.elements(), _taken(scene)), strict=True))
+    chilled = cooling(history, {item.name for item in scene.ours})
+    free = places(definition.name, scene.world.pools, port, len(rest), standing.elements(), _taken(scene), chilled, history.released)
+    found.update(zip(rest, free, strict=True))
     image = row.digest or row.image
     made = [
         Instance(name, found[slot][0], definition.name, row.number, slot, image, found[slot][1], found[slot][2], row.revision)
@@ -553,7 +571,7 @@ def _taken(scene: Scene) -> set[str]:
     for item in scene.world.instances:
         taken |= {item.address, f"{item.address}:{item.port}"}
     # A reservation of ours lapses when nothing bears its name any more and no crashed run may still make it.
-    held = {item.name for item in scene.ours} | scene.sights.keys()
+    held = {item.name for item in scene.ours} | scene.sights.keys() | scene.unsettled
     keep_all = bool(history.entry or scene.silent)
     return taken | {key for key, name in history.reserved.items() if keep_all or name in held or scene.numbers(name) == (0, 0)}
 
@@ -595,7 +613,7 @@ def _waves(scene: Scene, aim: Aim) -> Waves:
     wanted = {item.name for item in aim.wanted}
     proven = {row.number for row in scene.history.releases if row.status in ("live", "standby")} | aim.keep | {aim.live, scene.history.live}
     leftovers = tuple(
-        item for item in scene.ours if item.release not in proven and item.name not in wanted | scene.sights.keys() and not item.note
+        item for item in scene.ours if item.release not in proven and item.name not in wanted | scene.sights.keys() | scene.unconfirmed and not item.note
     )
     if not leftovers:
         return (steps,)
@@ -620,6 +638,8 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
     # After a crash a fragment may say what its HAProxy does not show yet, so it is written anew. And the entry wants to be closed.
     crashed = scene.history.entry is not None
     stop, destroy = _unwanted(scene, aim)
+    # Whoever was told of what goes is asked for its receipt, also where nothing is listed any more.
+    unconfirmed = backend and any(item.name in scene.unconfirmed for item in (*stop, *destroy))
     # Who is about to take over must be up now, not only when the world was observed. What was down before is nobody's proof.
     trusted = [item for item in aim.wanted if item.name in aim.unproven or scene.is_up(item.name)]
 
@@ -635,7 +655,7 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
         Step("commit", release=aim.live) if aim.commit else None,
         Step("switch", servers=_listing(scene, aim, ids, _draining)) if switch else None,
         Step("watch", servers=lines(trusted)) if trusted and switch else None,
-        Step("drain", servers=_listing(scene, aim, ids)) if leaving or (crashed and backend) else None,
+        Step("drain", servers=_listing(scene, aim, ids)) if leaving or unconfirmed or (crashed and backend) else None,
         Step("retire", release=aim.live) if aim.retire else None,
         Step("stop", instances=stop) if stop else None,
         Step("destroy", instances=destroy) if destroy or (crashed and not backend) else None,
@@ -724,7 +744,7 @@ def _reserved(scene: Scene, aim: Aim) -> dict[str, str]:
     seen = set(held.values())
     for key, name in scene.history.reserved.items():
         # What is seen holds what it has; a silent balancer may still send requests to where it was.
-        unseen = name not in seen and (scene.history.entry or name in scene.sights)
+        unseen = name not in seen and (scene.history.entry or name in scene.sights or name in scene.unsettled)
         if scene.numbers(name) != (0, 0) and (scene.silent or unseen):
             held.setdefault(key, name)
     return held

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from ..module_utils._model import Balancer, Definition, History, Instance, Pool, Release, Server, Step, World
 from ._placement import reservations
+from ._registrations import elsewhere, from_before
 
 LIVE = 100
 """The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
@@ -37,7 +38,8 @@ class Scene:
     """A world seen by one ledger's planner.
 
     ours are the fleet's instances that this ledger may touch, foreign those that carry another ledger's marker. Servers that bear
-    no name of this fleet's are release 0; strangers are those of them that were never ours to begin with.
+    no name of this fleet's are release 0; strangers are those of them that were never ours to begin with. unconfirmed are the servers of
+    which some balancer was told and has given no receipt, unsettled also those to whose address HAProxy may still send requests.
     """
 
     def __init__(self, definition: Definition, world: World, history: History) -> None:
@@ -52,10 +54,17 @@ class Scene:
         }
         observed = {item.host for item in world.balancers}
         self.silent.update({host: "it was not observed" for host in definition.balancers if host not in observed})
+        # What the definition names no more cannot be asked, and may be serving.
+        self.elsewhere = elsewhere(definition, history)
+        for host, backend in self.elsewhere:
+            self.silent.setdefault(host if backend == definition.backend else f"{host} (backend {backend})", "it is not in the definition")
         self._name = re.compile(rf"{re.escape(definition.name)}-r([1-9][0-9]*)-([1-9][0-9]*)")
         self._numbers: dict[str, tuple[int, int]] = {}
         self._index_servers()
         self._index_instances()
+        unknown = from_before(definition, world, history, self.ours)
+        self.unconfirmed: set[str] = {item.server for item in (*history.registrations, *unknown) if item.balancer and not item.receipt}
+        self.unsettled: set[str] = {item.server for item in (*history.registrations, *unknown) if not item.is_settled}
 
     def _index_servers(self) -> None:
         self.sights: dict[str, Sight] = {}

@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 """Of the tables. A ledger with a higher one is refused; one with a lower one gets the tables that it lacks when a fleet is next taken.
 
-2 added the bands of numbers, 3 the tasks.
+2 added the bands of numbers, 3 the tasks, 4 the registrations.
 """
 
 sa: Any
@@ -137,6 +137,24 @@ else:
         sa.Column("fleet", sa.String(63), primary_key=True),
         sa.Column("instance", sa.String(128), primary_key=True),
         sa.Column("id", sa.Integer, nullable=False),
+    )
+
+    # What each balancer was told of each server, and its receipt (see Registration). The row of an instance without a balancer is written
+    # before it is made: an instance that has no row at all is from before there were registrations.
+    REGISTRATIONS = sa.Table(
+        "phoenix_registrations",
+        TABLES,
+        sa.Column("fleet", sa.String(63), primary_key=True),
+        sa.Column("server", sa.String(128), primary_key=True),
+        sa.Column("balancer", sa.String(255), primary_key=True),
+        sa.Column("backend", sa.String(255), primary_key=True),
+        sa.Column("address", sa.String(64), nullable=False),
+        sa.Column("port", sa.Integer, nullable=False),
+        sa.Column("weight", sa.Integer, nullable=False),
+        sa.Column("turn", sa.BigInteger, nullable=False),
+        sa.Column("fence", sa.BigInteger, nullable=False),
+        sa.Column("told", sa.String(32), nullable=False),
+        sa.Column("receipt", sa.JSON),
     )
 
     # The tasks that a provider's cluster was given since the fleet's last undertaking ended, by the cluster's own names for them.

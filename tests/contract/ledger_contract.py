@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import History, Instance, Plan, Release, Step
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import History, Instance, Plan, Release, Server, Step
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tables
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import FIRST_SERVER, Lease, Ledger
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
@@ -517,6 +517,56 @@ class LedgerContract:
         ledger.acquire("web", "bob", takeover=True)
         with pytest.raises(LeaseError):
             ledger.reserve(web, {"pve 10.0.0.9": "web-r1-9"})
+
+    def test_nothing_is_stopped_without_the_receipt_of_every_balancer_that_was_told(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        item = Instance("web-r1-1", "local", "web", 1, 1, "shop:1", "10.0.0.1", 80)
+        server = Server(item.name, item.address, item.port, 10001, 100)
+        out = {"name": item.name, "address": item.address, "port": item.port, "proof": "idle", "cut": 0, "left": 0, "processes": []}
+        with pytest.raises(RefusedError, match="does not know which balancers were told"):
+            ledger.permit(lease, [item])
+        open_plan(ledger, lease)
+        ledger.permit(lease, [item])  # the ledger knows that nobody was told
+        assert ledger.tell(lease, "lb1", "web", [replace(server, weight=0)]) == ()
+        ledger.permit(lease, [item])  # it had no traffic
+        ledger.tell(lease, "lb1", "web", [server])
+        ledger.tell(lease, "lb2", "web", [server, replace(server, name="a-strangers", id=9)])
+        with pytest.raises(RefusedError, match="balancer lb1 was told of it in backend web"):
+            ledger.permit(lease, [item])
+        assert [waiting.server for waiting in ledger.tell(lease, "lb1", "web", ())] == ["web-r1-1"]
+        ledger.receive(lease, "lb1", "web", [out])
+        ledger.receive(lease, "lb2", "web", [{**out, "address": "10.0.0.9"}])  # another server of that name
+        with pytest.raises(RefusedError, match="balancer lb2"):
+            ledger.permit(lease, [item])
+        (kept,) = ledger.receive(lease, "lb2", "web", [{**out, "proof": "deadline", "cut": 3, "processes": ["4711:99"]}])
+        ledger.permit(lease, [item])
+        assert kept.receipt and (kept.receipt.fence, kept.receipt.cut, kept.receipt.processes) == (lease.fence, 3, ("4711:99",))
+        assert kept in ledger.history("web").registrations
+        assert [waiting.server for waiting in ledger.tell(lease, "lb2", "web")] == ["web-r1-1"]  # a process lingers
+        assert ledger.tell(lease, "lb1", "web") == ()
+        ledger.tell(lease, "lb1", "web", [server])  # told anew, the receipt is void
+        with pytest.raises(RefusedError, match="balancer lb1"):
+            ledger.permit(lease, [item])
+        assert ledger.history("web").released.keys() == {"10.0.0.1", "10.0.0.1:80"}
+        later = ledger.acquire("web", "another", takeover=True)
+        with pytest.raises(LeaseError, match="lost its lease"):
+            ledger.permit(lease, [item])
+        with pytest.raises(LeaseError, match="lost its lease"):
+            ledger.tell(lease, "lb1", "web", [server])
+        assert {item.balancer for item in ledger.history("web").registrations if item.server == item.server} == {"", "lb1", "lb2"}
+        ledger.give_back(later)
+
+    def test_a_receipt_keeps_its_address_reserved_until_nobody_lingers(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        ledger.tell(lease, "lb1", "web", [Server("web-r1-1", "10.3.1.1", 80, 10001, 100)])
+        open_plan(ledger, lease, lambda history: Plan(
+            "retire", 1, 0, outcome="retired", servers=history.servers, reserved=history.reserved))
+        ledger.record(lease, "retire")
+        ledger.record(lease, "done")
+        assert ledger.history("web").reserved == {"local 10.3.1.1": "web-r1-1"}
 
     def test_what_a_cluster_was_given_to_do_is_kept_until_the_undertaking_ends(self, place: Place) -> None:
         ledger = Ledger(*place)

@@ -60,7 +60,7 @@ def test_undoing_goes_on_where_the_last_words_cannot_be_kept(desk: Desk) -> None
     play = {
         "hosts": "web", "gather_facts": False,
         "vars": {
-            "__release_failure": {"task": "Watch", "result": {"msg": "web-r2-1 is not up"}},
+            "__release_failure": {"task": "Watch", "step": "watch", "result": {"msg": "web-r2-1 is not up"}},
             "__release_plan": {"opened": True, "folder": str(desk.folder / "words"), "made": [instance]},
         },
         "module_defaults": {"phoenix.fleet.instances": {"fleet": "web", "options": desk.fleets["web"]["fleet_docker"], "port": 80}},

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, FleetError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
+    Balancer,
     Definition,
     Goal,
     Head,
@@ -21,8 +22,10 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     World,
 )
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _registrations as law
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._placement import addressed, reservations
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._planner import KINDS, plan
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._scene import Scene
 
 from .ledger import MemoryLedger
 from .world import HAProxy, LawBrokenError, SimulatedProvider, Site
@@ -39,11 +42,28 @@ class Fleet:
         self.plans: list[Plan] = []
         self.opened: Plan | None = None
 
+    @property
+    def balancers(self) -> list[HAProxy]:
+        """Those of the definition, with its backend."""
+        here = [item for item in self.site.balancers if item.backend == self.definition.backend]
+        return [item for item in here if item.host in self.definition.balancers]
+
     def world(self, fence: int = 0) -> World:
         stamp = Head(self.ledger.name, fence, self.definition.name, records=self.ledger.records) if fence else None
         pools = self.provider.pools(self.definition.name, self.definition.port, ())
-        balancers = tuple(item.observe(stamp, self.definition.adopt) for item in self.site.balancers)
+        balancers = tuple(self._observe(item, fence, stamp) for item in self.balancers)
+        if fence:  # what the fleet has left is asked for its receipts
+            for item in self.site.balancers:
+                if item.host in self.definition.balancers and item.backend != self.definition.backend:
+                    self._observe(item, fence)
         return World(self.provider.observe(self.definition.name), balancers, pools)
+
+    def _observe(self, balancer: HAProxy, fence: int, stamp: Head | None = None) -> Balancer:
+        waiting = self.ledger.tell(fence, balancer.host, balancer.backend, ()) if fence else []
+        seen = balancer.observe(stamp, self.definition.adopt)
+        if fence:
+            self.ledger.receive(fence, balancer.host, balancer.backend, balancer.receipts(waiting))
+        return seen
 
     def plan(self, goal: Goal) -> Plan:
         return plan(self.definition, self.world(), self.ledger.history(), goal)
@@ -69,6 +89,8 @@ class Fleet:
         if not made.waves and made.release:
             self.ledger.remember(made.release)
         if made.waves:
+            scene = Scene(self.definition, world, self.ledger.history())
+            self.ledger.keep(law.from_before(self.definition, world, self.ledger.history(), scene.ours))
             self.ledger.open(made, fence)
             self.opened = made
             for wave in made.waves:
@@ -88,7 +110,7 @@ class Fleet:
         kinds = [KINDS.index(step.kind) for step in wave]
         if kinds != sorted(set(kinds)):
             raise LawBrokenError(f"steps in disorder: {[step.kind for step in wave]}")
-        answering = [item for item in self.site.balancers if item.host not in made.silent]
+        answering = [item for item in self.balancers if item.host not in made.silent]
         found: list[Instance] = []
         for kind in [step.kind for step in wave]:
             if kind not in ("create", "start") and any(not item.address for step in wave for item in _begun(step)):
@@ -110,7 +132,7 @@ class Fleet:
             begun: Sequence[Instance] = getattr(self.provider, step.kind)(step.instances, self.blueprint(made))
             return begun
         elif step.kind in ("stop", "destroy"):
-            getattr(self.provider, step.kind)(step.instances, self.definition.stop_timeout)
+            getattr(self.provider, step.kind)(step.instances, self.definition.stop_timeout, lambda item: self.ledger.permit(item, fence))
         elif step.kind == "check":
             self.site.pass_time()
             names = {item.name for item in step.instances}
@@ -148,7 +170,9 @@ class Fleet:
         lost = None
         for balancer in answering:
             try:
+                waiting = self.ledger.tell(fence, balancer.host, balancer.backend, servers)
                 balancer.apply(servers, head)
+                self.ledger.receive(fence, balancer.host, balancer.backend, balancer.receipts(waiting))
             except UnreachableError as error:
                 lost = error
         if lost:

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import LeaseError, RefusedError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Entry, History, Plan, Release
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Entry, History, Instance, Plan, Registration, Release, Server
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _registrations as law
 
 from .world import LawBrokenError, Site
 
@@ -33,15 +35,51 @@ class MemoryLedger:
         self.issued: dict[str, int] = {}
         self.clock = 0
         self.records = 0
+        self.registrations: dict[tuple[str, str, str], Registration] = {}
         site.rejected = lambda: [row.number for row in self.releases.values() if row.status == "failed"]
 
     def history(self) -> History:
         rows = tuple(self.releases[number] for number in sorted(self.releases))
         return History(
             self.name, self.fence, self.live, self.next_release, self.next_server, rows, self.entry, dict(self.servers),
-            dict(self.reserved), issued=dict(self.issued), records=self.records,
+            dict(self.reserved), issued=dict(self.issued), records=self.records, registrations=tuple(self.registrations.values()),
+            released=self._released(),
         )
 
+    def _released(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for item in self.registrations.values():
+            if item.balancer and item.receipt:
+                for key in (item.address, f"{item.address}:{item.port}"):
+                    found[key] = max(found.get(key, ""), item.receipt.at)
+        return found
+
+    # Registrations
+
+    def keep(self, rows: Iterable[Registration]) -> None:
+        self.registrations.update({(item.server, item.balancer, item.backend): item for item in rows})
+
+    def tell(self, fence: int, balancer: str, backend: str, servers: Sequence[Server]) -> list[Registration]:
+        self._check(fence)
+        self.site.tick(f"before {balancer} is registered")
+        there = {key[0]: item for key, item in self.registrations.items() if key[1:] == (balancer, backend)}
+        listed = [server for server in servers if self.site.numbers(server.name)]
+        self.keep(law.told(there.get(server.name), server, balancer, backend) for server in listed)
+        self.site.tick(f"after {balancer} is registered")
+        names = {server.name for server in listed}
+        return [item for item in there.values() if item.server not in names and not item.is_settled]
+
+    def receive(self, fence: int, balancer: str, backend: str, said: Iterable[Mapping[str, Any]]) -> None:
+        self._check(fence)
+        self.clock += 1
+        for answer in said:
+            key = (str(answer["name"]), balancer, backend)
+            self.keep([law.confirmed(self.registrations[key], answer, fence, f"{self.clock:06}")])
+        self.site.tick(f"after the receipts of {balancer}")
+
+    def permit(self, instance: Instance, fence: int) -> None:
+        self._check(fence)
+        law.refuse_serving(tuple(self.registrations.values()), [instance])
     def acquire(self) -> int:
         self.fence += 1
         return self.fence
@@ -57,6 +95,8 @@ class MemoryLedger:
         self.site.tick("after the intent")
 
     def write_intent(self, plan: Plan) -> None:
+        made = [item for wave in plan.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
+        self.keep(Registration(item.name, "", "") for item in made)
         entry = self.entry
         same = entry is not None and entry.target == plan.target
         if entry and same and plan.outcome == "failed":
@@ -129,7 +169,9 @@ class MemoryLedger:
                 for number, row in self.releases.items():
                     if row.status in ("live", "standby"):
                         self.releases[number] = replace(row, status="retired")
-                self.live, self.servers, self.reserved = 0, {}, {}
+                waiting = {item.server for item in self.registrations.values() if not item.is_settled}
+                self.live, self.servers = 0, {}
+                self.reserved = {key: name for key, name in self.reserved.items() if name in waiting or not self.site.numbers(name)}
             self._close(self.entry)
 
     def _commit(self, entry: Entry) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import RefusedError, UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Head, Image, Instance, LastWords, Pool, Server
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Head, Image, Instance, LastWords, Pool, Registration, Server
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Permit, leave_started, unconditional
 
 LEDGER = "phoenix.fleet.ledger"
 
@@ -64,9 +64,10 @@ class Line:
 class HAProxy:
     """One balancer. reachable is seen from the controller: its clients reach it always."""
 
-    def __init__(self, site: Site, host: str) -> None:
+    def __init__(self, site: Site, host: str, backend: str = "") -> None:
         self.site = site
         self.host = host
+        self.backend = backend
         self.reachable = True
         self.head: Head | None = None
         self.fragment: dict[str, Server] = {}
@@ -123,6 +124,14 @@ class HAProxy:
             if line and line.sessions:
                 raise LawBrokenError(f"{self.host}: {name} is deregistered with {line.sessions} sessions")
             self.site.tick(f"{self.host} {name} deregistered")
+
+    def receipts(self, waiting: Iterable[Registration]) -> list[dict[str, Any]]:
+        """Of those that are neither in the fragment nor in the running backend."""
+        if not self.reachable:
+            return []
+        known = {(item.name, item.address, item.port) for item in (*self.fragment.values(), *(line.server for line in self.lines.values()))}
+        gone = [item for item in waiting if (item.server, item.address, item.port) not in known]
+        return [{"name": item.server, "address": item.address, "port": item.port, "proof": "idle"} for item in gone]
 
     def _new(self, server: Server) -> None:
         if not server.address:
@@ -321,11 +330,11 @@ class SimulatedProvider:
             self.site.boxes[item.host, item.name].shy = False
         return made
 
-    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
-        self._each(instances, self._stop)
+    def stop(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
+        self._each(instances, self._stop, permit)
 
-    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
-        self._each(instances, self._destroy)
+    def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
+        self._each(instances, self._destroy, permit)
 
     def _create(self, planned: Instance, blueprint: Blueprint) -> Instance:
         site = self.site
@@ -388,6 +397,7 @@ class SimulatedProvider:
     def _destroy(self, item: Instance) -> Instance:
         box = self._found(item)
         if box:
+            leave_started(item, box.instance)
             self.site.may_go(box.instance)
             del self.site.boxes[item.host, item.name]
         return item
@@ -402,13 +412,16 @@ class SimulatedProvider:
             raise RefusedError(f"instance {item.name} on {item.host}", "its marker says that it is somebody else's")
         return box
 
-    def _each(self, instances: Sequence[Instance], act: Callable[[Instance], Instance]) -> tuple[Instance, ...]:
+    def _each(
+        self, instances: Sequence[Instance], act: Callable[[Instance], Instance], permit: Permit = unconditional,
+    ) -> tuple[Instance, ...]:
         """One by one, with an instant before and after each; all are tried before the first error is raised."""
         self._answer()
         done, errors = [], []
         for item in instances:
             self.site.tick(f"before {act.__name__.strip('_<>')} {item.name}")
             try:
+                permit(item)
                 done.append(act(item))
             except RefusedError as error:
                 errors.append(error)

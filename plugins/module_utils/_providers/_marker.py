@@ -41,6 +41,16 @@ def said_by(instance: Instance) -> str:
     return f"fleet {instance.fleet}, release {instance.release}, ledger {instance.marker.get(LEDGER) or '(none)'}"
 
 
+def refuse_leased(instance: Instance) -> None:
+    """Raises RefusedError where an instance belongs to a ledger: only under its lease it is known whether a balancer may still serve it."""
+    ledger = instance.marker.get(LEDGER)
+    if ledger:
+        raise RefusedError(
+            f"instance {instance.name}", f"it belongs to ledger {ledger}, and a balancer may be serving it",
+            "It was not touched. Let the fleet's playbooks take it away (phoenix.fleet.heal, phoenix.fleet.retire), or give their lease",
+        )
+
+
 def refuse_other(item: Instance, now: Optional[Instance], where: str = "") -> None:
     """Identity before force: raises RefusedError where `item` was never observed, or what is seen under its id `now` bears another marker.
 

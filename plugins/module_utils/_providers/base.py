@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Protocol, Sequence, Tuple
+from typing import Any, Callable, Mapping, Protocol, Sequence, Tuple
 
+from .._errors import RefusedError
 from .._model import Image, Instance, LastWords, Pool
 
 
@@ -42,6 +43,21 @@ class Journal(Protocol):
         """Tell whoever watches the run."""
 
 
+Permit = Callable[[Instance], None]
+"""Asked right before an instance is stopped or removed; raises FleetError where it must be left alone."""
+
+
+def unconditional(instance: Instance) -> None:
+    """The permit of those who answer for it themselves."""
+
+
+def leave_started(planned: Instance, now: Instance) -> None:
+    """Raises RefusedError where an instance that did not run when the plan was made runs now: somebody has brought it back."""
+    awake = ("running", "restarting")
+    if planned.state not in (*awake, "planned") and now.state in awake:
+        raise RefusedError(f"instance {now.name}", "it was started since the plan was made", "It was left alone. Run the same again")
+
+
 class Provider(Protocol):
     """Instances of one kind. All methods work on whole sets, concurrently and bounded, and touch nothing without our marker.
 
@@ -71,11 +87,17 @@ class Provider(Protocol):
     def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
         """Start what was stopped, with the current secrets; returns them as observed. Running ones are left alone."""
 
-    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
-        """The polite signal, then, timeout seconds later, the kill. Stopped or vanished ones are left alone."""
+    def stop(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
+        """The polite signal, then, timeout seconds later, the kill. Stopped or vanished ones are left alone.
 
-    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
-        """Stop politely, then remove by id what bears our marker, with everything made for it alone. Vanished ones are fine."""
+        permit is asked for each instance right before anything is done to it.
+        """
+
+    def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
+        """Stop politely, then remove by id what bears our marker, with everything made for it alone. Vanished ones are fine.
+
+        permit as for `stop`. What did not run when `instances` were observed, and runs now, is left alone: RefusedError names it.
+        """
 
     def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
         """By name, what tells whether a stopped instance is still as it was: the same text until somebody starts it, or changes its

@@ -18,6 +18,7 @@ import ipaddress
 import json
 import tarfile
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -45,7 +46,7 @@ from ._docker_engine import Engine, Refusal, required_sdk, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
 from ._hosts import resolved, routes, same_place
 from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of, refuse_other
-from .base import Blueprint
+from .base import Blueprint, Permit, leave_started, unconditional
 
 __all__ = ["OPTIONS", "DockerProvider", "connect", "mistakes", "settle", "shape"]
 
@@ -325,18 +326,31 @@ class DockerProvider:
         each(lambda item: self._start(item, item.id), idle, LIMIT * len(self.engines))
         return self._as_seen(instances)
 
-    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
-        awake = [pair for pair in self._own(instances) if pair[1].state in ("running", "restarting")]
-        each(lambda pair: pair[0].maybe(f"stopping {pair[1].name}", "stop", pair[1].id, timeout=timeout), awake, LIMIT * len(self.engines))
-
-    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
+    def stop(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
         def end(pair: Tuple[Engine, Instance]) -> None:
             engine, item = pair
+            permit(item)
+            engine.maybe(f"stopping {item.name}", "stop", item.id, timeout=timeout)
+
+        awake = [pair for pair in self._own(instances) if pair[1].state in ("running", "restarting")]
+        each(end, awake, LIMIT * len(self.engines))
+
+    def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
+        planned = {item.id: item for item in instances}
+
+        def end(pair: Tuple[Engine, Instance]) -> None:
+            engine, item = pair
+            leave_started(planned[item.id], item)
+            permit(item)
             if item.state in ("running", "restarting"):
                 engine.maybe(f"stopping {item.name}", "stop", item.id, timeout=timeout)
+                permit(item)
             try:
-                engine.maybe(f"removing {item.name}", "remove_container", item.id, v=True, force=True)
+                # Without force the engine itself refuses what somebody has started meanwhile.
+                engine.maybe(f"removing {item.name}", "remove_container", item.id, v=True)
             except Refusal as error:
+                if error.status == 409 and "running container" in error.cause:
+                    leave_started(replace(item, state="stopped"), replace(item, state="running"))
                 if error.status != 409 or "in progress" not in error.cause:
                     raise
 

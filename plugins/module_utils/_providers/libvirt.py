@@ -50,7 +50,7 @@ from ._libvirt_host import Host, required_sdk
 from ._libvirt_options import IMAGE, OPTIONS, mistakes, ranges_of, settle, shape
 from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, marker_of, refuse_other
 from ._options import AGENT
-from .base import Blueprint
+from .base import Blueprint, Permit, leave_started, unconditional
 
 try:
     import libvirt as sdk
@@ -383,15 +383,16 @@ class LibvirtProvider:
                 self.host.reserve(handle, name, address, gone=True)
         self.host.reserve(handle, instance.name, instance.address)
 
-    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
+    def stop(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
         awake = [item for item in self._own(instances) if item.state == "running"]
         for item in awake:
+            permit(item)
             domain = self.host.domain(item.id)
             if domain is not None:  # a standby stays stopped when its host starts
                 self.host.maybe(f"marking {item.name} as standby", domain.setAutostart, 0)
-        self._end(awake, timeout)
+        self._end(awake, timeout, permit)
 
-    def _end(self, instances: Sequence[Instance], timeout: int) -> None:
+    def _end(self, instances: Sequence[Instance], timeout: int, permit: Permit) -> None:
         """The polite request to all, then, timeout seconds later, the power cut for those that still run."""
         running = self.host.running() if instances else set()
         waiting = [item for item in instances if item.id in running]
@@ -399,12 +400,18 @@ class LibvirtProvider:
         while waiting and time.monotonic() < started + timeout:
             if time.monotonic() >= started + asked * AGAIN:
                 for item in waiting:
+                    permit(item)
                     self._ask_to_leave(item, first=not asked)
                 asked += 1
             time.sleep(POLL)
             running = self.host.running()
             waiting = [item for item in waiting if item.id in running]
-        each(self._power_off, waiting)
+
+        def cut(item: Instance) -> None:
+            permit(item)
+            self._power_off(item)
+
+        each(cut, waiting)
 
     def _ask_to_leave(self, instance: Instance, first: bool) -> None:
         """Through the guest's agent where one answers, else by the power button; later by the power button alone."""
@@ -431,11 +438,22 @@ class LibvirtProvider:
             if instance.id in self.host.running():
                 raise
 
-    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
+    def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
         if not instances:
             return
-        self._end([item for item in self._own(instances) if item.state == "running"], timeout)
-        each(self._remove, instances)
+        planned = {item.id: item for item in instances}
+        present = self._own(instances)
+        for item in present:
+            leave_started(planned[item.id], item)
+        self._end([item for item in present if item.state == "running"], timeout, permit)
+
+        def remove(item: Instance) -> None:
+            permit(item)
+            if item.id in self.host.running():
+                leave_started(replace(item, state="stopped"), replace(item, state="running"))
+            self._remove(item)
+
+        each(remove, instances)
         self._prove(instances)
 
     def _remove(self, instance: Instance) -> None:

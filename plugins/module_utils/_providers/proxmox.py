@@ -50,7 +50,7 @@ from ._proxmox_guest import (
 )
 from ._proxmox_options import IMAGE, OPTIONS, band_of, mistakes, ranges_of, settle, shape
 from ._proxmox_preflight import Missing, free_memory, of_nodes, of_permissions, of_storages, of_templates, source_of
-from .base import Blueprint, Journal
+from .base import Blueprint, Journal, Permit, leave_started, unconditional
 
 __all__ = ["IMAGE", "OPTIONS", "ProxmoxProvider", "connect", "mistakes", "settle", "shape"]
 
@@ -455,10 +455,12 @@ class ProxmoxProvider:
         each(wake, [found for found in present if found.guest.status != "running"], self._width(instances))
         return self._as_seen(instances)
 
-    def stop(self, instances: Sequence[Instance], timeout: int) -> None:
+    def stop(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
         awake = [found for found in self._own(instances) if found.guest.status == "running"]
+        planned = {item.id: item for item in instances}
 
         def rest(found: Found) -> None:
+            permit(planned[found.id])
             self._shut_down(found, timeout)
             now = self.cluster.same(found)
             if now is not None and int(now.config.get("onboot") or 0):
@@ -491,16 +493,22 @@ class ProxmoxProvider:
                     raise RefusedError(doing, f"PVE says: {status}", remedy_of(status, guest))
                 return
 
-    def destroy(self, instances: Sequence[Instance], timeout: int) -> None:
+    def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
+        planned = {item.id: item for item in instances}
         present = self._own(instances)
         leaked: List[str] = []
         removed: List[Found] = []
 
         def end(found: Found) -> None:
+            item = planned[found.id]
+            leave_started(item, replace(item, state=found.guest.status))
+            permit(item)
             if found.guest.status == "running":
                 self._shut_down(found, timeout)
+                permit(item)
             now = self.cluster.same(found)
             if now is not None:
+                # PVE itself refuses to remove what somebody has started meanwhile.
                 leaked.extend(self._removed(now))
                 removed.append(now)
 
