@@ -12,7 +12,21 @@ from typing import Any, Dict, Mapping
 
 from ..module_utils import _arguments
 from ..module_utils._instances import connect, told
-from ..module_utils._model import Balancer, Definition, Goal, History, Image, Instance, Plan, Pool, Registration, Step, World, from_dict, to_dict
+from ..module_utils._model import (
+    Balancer,
+    Definition,
+    Goal,
+    History,
+    Image,
+    Instance,
+    Plan,
+    Pool,
+    Registration,
+    Step,
+    World,
+    from_dict,
+    to_dict,
+)
 from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result

@@ -93,8 +93,8 @@ options:
     default: {}
   receipts:
     description:
-      - The results of this run's M(phoenix.fleet.haproxy_backend) tasks. Their C(registrations) count where a full disk kept the ledger from
-        storing them.
+      - The results of this run's M(phoenix.fleet.haproxy_backend) tasks. Their C(registrations) count where a full disk kept the
+        ledger from storing them.
     type: list
     elements: dict
     default: []

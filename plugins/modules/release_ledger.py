@@ -111,8 +111,8 @@ balancers:
   elements: dict
 former:
   description:
-    - Where the fleet was before, each with C(balancer) and C(backend), as long as that is in the inventory and has not confirmed that all of the
-      fleet's servers are out.
+    - Where the fleet was before, each with C(balancer) and C(backend), as long as that is in the inventory and has not confirmed that
+      all of the fleet's servers are out.
   returned: with O(state=held)
   type: list
   elements: dict

@@ -43,9 +43,9 @@ def places(
     found: list[Place] = []
     while len(found) < count:
         if not open_pools:
+            cause = f"{count} instances need a place each, and {_described(pools)} for {len(found)}"
             raise RefusedError(
-                f"fleet {fleet}",
-                "; ".join([f"{count} instances need a place each, and {_described(pools)} for {len(found)}", *_chilled(pools, cooling or {})]),
+                f"fleet {fleet}", "; ".join([cause, *_chilled(pools, cooling or {})]),
                 "Widen the provider's range of addresses or ports, lower fleet_keep or fleet_size, or add a host",
             )
         held, rank, pool, free = open_pools[0]
@@ -200,7 +200,8 @@ def _claim(pool: Pool, key: str, used: set[str]) -> bool:
 
 def _chilled(pools: Sequence[Pool], cooling: Mapping[str, str]) -> list[str]:
     """Why places of these pools that nobody has cannot be used yet."""
-    keys = {pool.key(address, number) for pool in pools if cooling and pool.kind != "dynamic" for address, number in _every(pool, pool.ports[0])}
+    fixed = [pool for pool in pools if cooling and pool.kind != "dynamic"]
+    keys = {pool.key(address, number) for pool in fixed for address, number in _every(pool, pool.ports[0])}
     return [why for key, why in cooling.items() if key in keys][:3]
 
 

@@ -177,9 +177,9 @@ def _refuse_elsewhere(scene: Scene, goal: Goal) -> None:
     for (host, backend), names in scene.elsewhere.items():
         many = f"{names[0]} and {len(names) - 1} others" if len(names) > 1 else names[0]
         missing = host not in scene.definition.balancers
+        why = "is not in fleet_balancers" if missing else f"fleet_backend is {scene.definition.backend} now"
         raise RefusedError(
-            f"balancer {host}" if missing else f"backend {backend} on {host}",
-            f"it may be serving {many}, and {'is not in fleet_balancers' if missing else f'fleet_backend is {scene.definition.backend} now'}",
+            f"balancer {host}" if missing else f"backend {backend} on {host}", f"it may be serving {many}, and {why}",
             remedy_of(scene.definition, host, backend),
         )
 
@@ -610,10 +610,10 @@ def _waves(scene: Scene, aim: Aim) -> Waves:
     steps = _wave(scene, aim)
     if not any(step.kind == "create" for step in steps):
         return (steps,) if steps else ()
-    wanted = {item.name for item in aim.wanted}
+    stay = {item.name for item in aim.wanted} | scene.sights.keys() | scene.unconfirmed
     proven = {row.number for row in scene.history.releases if row.status in ("live", "standby")} | aim.keep | {aim.live, scene.history.live}
     leftovers = tuple(
-        item for item in scene.ours if item.release not in proven and item.name not in wanted | scene.sights.keys() | scene.unconfirmed and not item.note
+        item for item in scene.ours if item.release not in proven and item.name not in stay and not item.note
     )
     if not leftovers:
         return (steps,)

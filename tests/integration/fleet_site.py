@@ -96,9 +96,10 @@ class Site:
         self.inventory.write_text(json.dumps(groups, indent=2))
 
     def play(self, playbook: str, *arguments: str, environment: Mapping[str, str] | None = None, **extra: Any) -> Run:
-        """Run `ansible-playbook phoenix.fleet.PLAYBOOK` with `extra` as -e, as a user does."""
+        """Run `ansible-playbook phoenix.fleet.PLAYBOOK` with `extra` as -e, as a user does; or a playbook of one's own, by its path."""
         program = str(Path(sys.executable).parent / "ansible-playbook")
-        command = [program, f"phoenix.fleet.{playbook}", "-i", str(self.inventory), *arguments]
+        name = playbook if playbook.endswith(".yml") else f"phoenix.fleet.{playbook}"
+        command = [program, name, "-i", str(self.inventory), *arguments]
         if extra:
             command += ["-e", json.dumps(extra)]
         done = subprocess.run(
@@ -106,6 +107,12 @@ class Site:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE, check=False,
         )
         return Run(done.returncode, done.stdout)
+
+    def own_play(self, plays: List[Dict[str, Any]], *arguments: str, **extra: Any) -> Run:
+        """Run somebody's own playbook."""
+        path = self.folder / "own.yml"
+        path.write_text(json.dumps(plays))
+        return self.play(str(path), *arguments, **extra)
 
     def release(self, *arguments: str, **extra: Any) -> Run:
         """A release that must succeed."""

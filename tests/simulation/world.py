@@ -16,7 +16,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import RefusedError, UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Balancer, Head, Image, Instance, LastWords, Pool, Registration, Server
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
+    Balancer,
+    Head,
+    Image,
+    Instance,
+    LastWords,
+    Pool,
+    Registration,
+    Server,
+)
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Permit, leave_started, unconditional
 
 LEDGER = "phoenix.fleet.ledger"

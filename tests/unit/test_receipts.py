@@ -48,7 +48,7 @@ class Lawless(Site):
 
 
 class OthersPlay(Fleet):
-    """The role's acts within somebody else's play: what fails is passed over, and steps are skipped, repeated or taken out of their order."""
+    """The role's acts within somebody else's play: what fails is passed over, and steps are skipped, repeated or reordered."""
 
     mess: list[tuple[str, int]] = []
     deaf = False
@@ -59,7 +59,8 @@ class OthersPlay(Fleet):
         self.plans.append(made)
         if not made.waves:
             return made
-        self.ledger.keep(law.from_before(self.definition, world, self.ledger.history(), [item for item in world.instances if self.is_ours(item)]))
+        ours = [item for item in world.instances if self.is_ours(item)]
+        self.ledger.keep(law.from_before(self.definition, world, self.ledger.history(), ours))
         self.ledger.open(made, fence)
         answering = [item for item in self.balancers if item.host not in made.silent]
         for step in self.disturbed([step for wave in made.waves for step in wave]):
@@ -114,15 +115,17 @@ mishaps = st.lists(st.tuples(st.sampled_from(["vanish", "return", "restart", "ki
 runs = st.tuples(goals, messes, st.booleans(), definitions, mishaps)
 
 USUAL = (["lb1", "lb2"], "web")
+FIRST = (release("shop:1"), [], False, USUAL, [])
+some_fleet = st.builds(fleet_of, st.integers(1, 3), st.integers(0, 1), st.sampled_from(["stopped", "running"]))
 
 
 # A bad image under ignore_errors: every step is tried, whatever failed before it.
-@example(fleet_of(2, 1, "stopped"), [(release("shop:1"), [], False, USUAL, []), (release("shop:bad"), [], True, USUAL, [])])
+@example(fleet_of(2, 1, "stopped"), [FIRST, (release("shop:bad"), [], True, USUAL, [])])
 # The backend changes together with the image.
-@example(fleet_of(2, 0, "stopped"), [(release("shop:1"), [], False, USUAL, []), (release("shop:2"), [], False, (["lb1", "lb2"], "shop"), [])])
+@example(fleet_of(2, 0, "stopped"), [FIRST, (release("shop:2"), [], False, (["lb1", "lb2"], "shop"), [])])
 # Half of the balancers' group is missing from the inventory.
-@example(fleet_of(2, 0, "stopped"), [(release("shop:1"), [], False, USUAL, []), (release("shop:2"), [], True, (["lb1"], "web"), [])])
-@given(st.builds(fleet_of, st.integers(1, 3), st.integers(0, 1), st.sampled_from(["stopped", "running"])), st.lists(runs, min_size=2, max_size=5))
+@example(fleet_of(2, 0, "stopped"), [FIRST, (release("shop:2"), [], True, (["lb1"], "web"), [])])
+@given(some_fleet, st.lists(runs, min_size=2, max_size=5))
 @settings(max_examples=600)
 def test_nothing_is_stopped_that_any_balancer_may_serve(fleet: OthersPlay, plays: list) -> None:  # type: ignore[type-arg]
     for goal, mess, deaf, (balancers, backend), misfortunes in plays:
@@ -268,7 +271,8 @@ def test_standbys_of_a_ledger_from_before_are_asked_for_their_receipts() -> None
 def test_addresses_are_used_again_late_and_the_oldest_first() -> None:
     site = Site()
     site.balancers = [HAProxy(site, "lb1", "web")]
-    fleet = Fleet(site, SimulatedProvider(site, room=4), MemoryLedger(site), Definition("web", "shop:1", 8080, size=1, keep=0, balancers=("lb1",), backend="web"))
+    definition = Definition("web", "shop:1", 8080, size=1, keep=0, balancers=("lb1",), backend="web")
+    fleet = Fleet(site, SimulatedProvider(site, room=4), MemoryLedger(site), definition)
     seen = []
     for _release in range(7):
         fleet.run(release("shop:1", force=True))
