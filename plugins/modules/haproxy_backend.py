@@ -197,6 +197,26 @@ options:
     description: Seconds until the connections of a server that is deregistered are cut.
     type: int
     default: 30
+  confirm:
+    description:
+      - Servers to get a receipt for, if they are out of this backend, whatever took them out. It may be gone altogether. See RV(receipts).
+      - Nothing is waited for, and in check mode there are no receipts.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The server's name.
+        type: str
+        required: true
+      address:
+        description: Its IP address. A server of this name at another address or port is another server.
+        type: str
+        required: true
+      port:
+        description: Its port.
+        type: int
+        required: true
   lease:
     description:
       - The lease of a fleet's run, from M(phoenix.fleet.release_ledger), or C(ledger), C(fence) and C(fleet) of your own. They are written
@@ -273,6 +293,41 @@ actions:
   type: list
   elements: str
   sample: ["wrote /etc/haproxy/conf.d/shop.cfg", "set server shop/shop-c weight 100"]
+receipts:
+  description:
+    - One for each server that this call drained and deregistered, and for each of O(confirm) that is neither in the fragment nor in the
+      running backend. Seen after the last command, while no other run of the collection can change this balancer.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The server's name.
+      type: str
+    address:
+      description: Its IP address.
+      type: str
+    port:
+      description: Its port.
+      type: int
+    proof:
+      description:
+        - V(idle) where no HAProxy process has a connection to it, and none that a reload left behind could still send it a client.
+        - V(deadline) where O(drain_timeout) was over. V(lingering), of O(confirm) only, where it is out and a process that a reload left
+          behind may still answer a client from it.
+      type: str
+    cut:
+      description: How many of its connections this call has cut.
+      type: int
+    left:
+      description: How many connections or clients could not be cut, or were not.
+      type: int
+    processes:
+      description: The processes that a reload left behind, that live and know the server, each as C(PID:START) with its start in seconds.
+      type: list
+      elements: str
+  sample:
+    - {name: shop-r41-1, address: 192.0.2.10, port: 8080, proof: idle, cut: 0, left: 0, processes: []}
 balancer:
   description: The backend as HAProxy shows it afterwards.
   returned: always, where HAProxy was asked

@@ -347,7 +347,8 @@ def test_a_reload_during_the_drain_hides_nobody_who_is_connected(
     if killed:
         with pytest.raises(KeyboardInterrupt):
             balancer.apply(new, OPTIONS, drain_timeout=0.5)
-        assert {server.name: server.sessions for server in balancer.observe().servers} == {"web-r1-1": 1, "web-r2-1": 0}
+        # Without a master socket nobody tells which servers the former process knows: that it lives counts for all.
+        assert {server.name: server.sessions for server in balancer.observe().servers} == {"web-r1-1": 1, "web-r2-1": 0 if master else 1}
     actions = balancer.apply(new, OPTIONS, drain_timeout=0.5).actions
     assert ("cut 1 of web-r1-1" if master else "left 1 of web-r1-1") in actions
     assert alive(line) is not master

@@ -245,28 +245,49 @@ def _environment(pid: int) -> Dict[str, str]:
     return {key: value for key, _sign, value in pairs if key != "NOTIFY_SOCKET" and not key.startswith("HAPROXY_")}
 
 
-# Connections in the kernel, where no master socket tells of old workers
+# HAProxy's other processes and their connections, by the kernel, where no master socket tells of them
 
 
-def connections(current: int, addresses: Sequence[Tuple[str, int]]) -> Mapping[Tuple[str, int], int]:
-    """Established connections to these addresses, of all HAProxy processes but the current worker, which tells of its own.
+def others(current: int) -> Optional[Dict[int, str]]:
+    """The processes that a reload left behind, by process id, each named as `Info.identity` names a worker; None where /proc does not
+    show the current worker, so that nobody knows.
 
-    Where the current worker is not to be seen in /proc (another process namespace), all of the network namespace's are counted.
+    They are known by what they were started with, in the same mount namespace, and not by their program's name, which may be
+    `haproxy-2.8`, and another one after an upgrade. A process without any socket, such as a `tail -f` of that file, is none.
     """
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    others: Optional[List[int]] = None
-    if current in pids:
-        others = [pid for pid in pids if pid != current and (read(f"/proc/{pid}/comm") or "").strip() == "haproxy"]
+    kind = _kind(current)
+    if not kind[0]:
+        return None
+    aside = (current, _parent(current))
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in aside]
+    return {pid: f"{pid}:{_started(pid)}" for pid in pids if _kind(pid) == kind and _sockets(pid)}
+
+
+def _kind(pid: int) -> Tuple[List[str], str, str]:
+    """The configuration files in its command line, where those are, and none for what only checks them."""
+    words = _words(pid)
+    paths = [] if "-c" in words else given(words)
+    relative = any(not path.startswith("/") for path in paths)
+    return paths, _link(f"/proc/{pid}/ns/mnt") if paths else "", _link(f"/proc/{pid}/cwd") if relative else ""
+
+
+def _started(pid: int) -> int:
+    """When the process was started, in seconds since 1970."""
+    ticks = (read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()[19:20]
+    booted = re.search(r"^btime (\d+)", read("/proc/stat") or "", re.M)
+    return int(booted.group(1)) + int(ticks[0]) // os.sysconf("SC_CLK_TCK") if booted and ticks else 0
+
+
+def connections(pids: Optional[Sequence[int]], addresses: Sequence[Tuple[str, int]]) -> Mapping[Tuple[str, int], int]:
+    """Established connections to these addresses, of these processes; None: of all in this network namespace."""
     count: Counter[Tuple[str, int]] = Counter()
-    if others == []:
-        return count
     wanted: Dict[Tuple[object, int], Tuple[str, int]] = {}
     for address, port in addresses:
         if _is_ip(address):
             wanted[(ipaddress.ip_address(address), port)] = (address, port)
-    owned = None if others is None else {inode for pid in others for inode in _sockets(pid)}
+    owned = None if pids is None else {inode for pid in pids for inode in _sockets(pid)}
     spaces: Dict[str, List[str]] = {}
-    for process in map(str, others) if others else ["self"]:
+    for process in map(str, pids) if pids is not None else ["self"]:
         spaces.setdefault(_link(f"/proc/{process}/ns/net"), []).append(process)
     for processes in spaces.values():
         for name in ("tcp", "tcp6"):

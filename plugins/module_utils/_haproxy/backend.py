@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import ipaddress
 import os
 import re
 import shlex
@@ -21,8 +22,8 @@ import socket as sockets
 import subprocess
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from .._errors import DeadlineError, FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
 from .._model import Balancer, Head, Server
@@ -44,6 +45,10 @@ VERDICT_PATIENCE = 3.0
 RELOAD_PATIENCE = 60.0
 CUT_PATIENCE = 5.0
 ROUNDS = 20
+
+
+Place = Tuple[str, str, int]
+"""A server by its name, address and port."""
 
 
 # Pure: what HAProxy says, and what to tell it
@@ -108,6 +113,25 @@ def lingering(name: str, stats: str, streams: str) -> Dict[str, int]:
     return {
         server: idle + max(count[server], int(row["scur"] or 0) + int(row["qcur"] or 0)) for server, row in statistics(name, stats).items()
     }
+
+
+def receipts(seen: Seen, out: Sequence[Server], cut: Mapping[str, int], otherwise: str) -> List[Receipt]:
+    """A receipt for each of these servers, which are out of the backend; otherwise is the proof where they are not idle everywhere."""
+    made: List[Receipt] = []
+    for server in out if "" not in seen.elsewhere else ():
+        ended, left = cut.get(server.name, 0), seen.behind(server)
+        know = tuple(sorted(identity for identity, count in seen.elsewhere.items() if place(server) in count))
+        busy = bool(ended or left)
+        made.append(Receipt(
+            server.name, server.address, server.port, otherwise if busy else "idle", ended, left, know if busy else (),
+        ))
+    return made
+
+
+def _at(server: Server, told: str) -> bool:
+    """Whether this may be the server's address and port, as HAProxy writes them."""
+    host, _colon, port = told.rpartition(":")
+    return not port.isdigit() or (_spelled(host.strip("[]")), int(port)) == place(server)[1:]
 
 
 def counters(row: Mapping[str, str]) -> Tuple[int, int]:
@@ -191,6 +215,18 @@ def same(one: Server, other: Server) -> bool:
     return (one.name, one.address, one.port, one.id) == (other.name, other.address, other.port, other.id)
 
 
+def place(server: Union[Server, Receipt]) -> Place:
+    """Where a server is, in one notation whoever wrote its address, and under which name: its id is the backend's own affair."""
+    return server.name, _spelled(server.address), server.port
+
+
+def _spelled(address: str) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return address  # a path, or a name that is not resolved
+
+
 def unproven(observed: Sequence[Server], desired: Sequence[Server]) -> Tuple[str, ...]:
     """The names of servers that would take traffic before a check has said anything of them, or healthy ones' place while it says no.
 
@@ -258,22 +294,50 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
 
 @dataclass(frozen=True)
 class Seen:
-    """One observation: who answered, whether it has the backend, and the backend's servers (up, check and sessions included)."""
+    """One observation: who answered, whether it has the backend, and the backend's servers (up, check and sessions included).
+
+    elsewhere: for each other process, by its identity, its sessions with those of the servers that it knows. Identity "" stands for
+    processes that nobody can name.
+    """
 
     info: Info
     exists: bool
     servers: Tuple[Server, ...]
     requests: int = 0
     failures: int = 0
+    elsewhere: Mapping[str, Mapping[Place, int]] = field(default_factory=dict, hash=False)
+
+    def behind(self, server: Server) -> int:
+        """The sessions with this server in other processes than the current worker."""
+        return sum(count.get(place(server), 0) for count in self.elsewhere.values())
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """That a server is out of this backend, and how that is proved.
+
+    proof idle: no process has a connection to it, or a client that could still be sent to it. deadline: the drain's time was over; cut
+    connections were cut, left could not be, and processes (`Info.identity`) are those that live and know the server. lingering:
+    it is out, and these processes still live and may answer a client from it.
+    """
+
+    name: str
+    address: str
+    port: int
+    proof: str
+    cut: int = 0
+    left: int = 0
+    processes: Tuple[str, ...] = ()
 
 
 @dataclass
 class Outcome:
-    """What was done, in words and commands, and the fragment before and after."""
+    """What was done, in words and commands, the fragment before and after, and a receipt for each server that was taken out."""
 
     actions: List[str]
     before: Optional[str] = None
     after: str = ""
+    receipts: List[Receipt] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:
@@ -301,6 +365,7 @@ class Backend:
         self.config_dir = config_dir
         self.path = os.path.join(config_dir, f"{name}.cfg")
         self.check_mode = check_mode
+        self.ended: Counter[str] = Counter()  # what has been cut so far, by server
         self.client = Client(socket)
         self._find_master(master_socket)
 
@@ -362,31 +427,49 @@ class Backend:
             strangers=tuple(server for server in seen.servers if server.name in current.adopted),
         )
 
-    def seen(self, everywhere: bool = True) -> Seen:
-        """What HAProxy says of the backend; everywhere: sessions in all of its processes, not only in the current worker."""
-        info, (states, stats) = self.client.ask(f"show servers state {self.name}", "show stat -1 6 -1")
-        if "Can't find backend" in states:
-            return Seen(info, False, ())
-        servers = read(self.name, states, stats)
-        elsewhere = self._elsewhere(info, servers) if everywhere and servers else {}
-        return Seen(
-            info, True, tuple(replace(server, sessions=server.sessions + elsewhere.get(server.name, 0)) for server in servers),
-            *counters(statistics(self.name, stats).get("BACKEND", {})),
-        )
+    def seen(self, everywhere: bool = True, out: Sequence[Server] = ()) -> Seen:
+        """What HAProxy says of the backend; everywhere: sessions in all of its processes, not only in the current worker.
 
-    def _elsewhere(self, info: Info, servers: Sequence[Server]) -> Mapping[str, int]:
-        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections."""
+        out: further servers to ask other processes for, which the current worker has no more.
+        """
+        info, (states, stats) = self.client.ask(f"show servers state {self.name}", "show stat -1 6 -1")
+        exists = "Can't find backend" not in states
+        servers = read(self.name, states, stats) if exists else ()
+        seen = Seen(
+            info, exists, servers, *counters(statistics(self.name, stats).get("BACKEND", {})),
+            elsewhere=self._elsewhere(info, (*servers, *out)) if everywhere and (servers or out) else {},
+        )
+        return replace(seen, servers=tuple(replace(server, sessions=server.sessions + seen.behind(server)) for server in servers))
+
+    def _elsewhere(self, info: Info, servers: Sequence[Server]) -> Mapping[str, Mapping[Place, int]]:
+        """Sessions of these servers in HAProxy's other processes, which a reload left behind with their connections (see `Seen`)."""
         if not self.client.master_path:
-            found = files.connections(info.pid, [(server.address, server.port) for server in servers])
-            return {server.name: found.get((server.address, server.port), 0) for server in servers}
-        count: Counter[str] = Counter()
+            return self._elsewhere_by_kernel(info, servers)
+        made: Dict[str, Mapping[Place, int]] = {}
         for pid in self.client.processes().workers:
             if pid != info.pid:
-                stats, streams = (self.client.worker(pid, command) for command in ("show stat -1 7 -1", "show sess"))
-                if not stats or not streams:
+                told, stats, streams = (self.client.worker(pid, command) for command in ("show info", "show stat -1 7 -1", "show sess"))
+                if not told or not stats or not streams:
                     continue  # it has ended meanwhile
-                count.update(lingering(self.name, stats, streams))
-        return count
+                count, rows = lingering(self.name, stats, streams), statistics(self.name, stats)
+                known = [server for server in servers if server.name in rows and _at(server, rows[server.name].get("addr") or "")]
+                started = re.search(r"^Start_time_sec: ?([0-9]+)", told, re.M)
+                made[f"{pid}:{started.group(1) if started else 0}"] = {place(server): count[server.name] for server in known}
+        return made
+
+    def _elsewhere_by_kernel(self, info: Info, servers: Sequence[Server]) -> Mapping[str, Mapping[Place, int]]:
+        """Nobody tells what such a process knows, and of an idle client the kernel does not tell which backend it came for: a process
+        that lives, lives for some client, who may be sent to any of the servers."""
+        addresses = [(server.address, server.port) for server in servers]
+        others = files.others(info.pid)
+        if others is None:
+            found = files.connections(None, addresses)
+            return {"": {place(server): found.get((server.address, server.port), 0) for server in servers}}
+        made: Dict[str, Mapping[Place, int]] = {}
+        for pid, identity in others.items():
+            found = files.connections([pid], addresses)
+            made[identity] = {place(server): max(1, found.get((server.address, server.port), 0)) for server in servers}
+        return made
 
     def _fragment(self, lease: Optional[Head] = None) -> Optional[Fragment]:
         """What is written; under a lease, servers that were written under none are somebody else's."""
@@ -433,6 +516,7 @@ class Backend:
         outcome = Outcome([])
         deadline = 0.0
         late = waited = False
+        parted: Dict[Place, Server] = {}
         while True:
             with files.locked(self.config_dir):
                 # Past the deadline only the current worker has a say, which would not delete a server that it still uses.
@@ -445,10 +529,20 @@ class Backend:
                 cold = () if self.check_mode else unproven(seen.servers, servers)
                 aim = staged(seen.servers, servers, cold) if cold else servers
                 leaving = [server.name for server in seen.servers if not _listed(server, aim)]
+                parted.update({place(server): server for server in seen.servers if not _listed(server, aim)})
                 kept = () if self.check_mode else parting(seen.servers, aim, target.servers)
                 lines = together(aim, kept, target.servers)
                 seen = self._settle(seen, fragments.with_servers(target, lines), outcome, everywhere=not late)
-            gone = [server for server in seen.servers if not _listed(server, aim)]
+                gone = [server for server in seen.servers if not _listed(server, aim)]
+                if not self.check_mode and not gone and not cold:
+                    staying = {place(server) for server in servers}
+                    out = [server for where, server in parted.items() if where not in staying]
+                    # Another process may know them too, one that a reload has just left behind for example: it has until the deadline.
+                    last = self.seen(out=out) if out else seen
+                    if late or not any(last.behind(server) for server in out):
+                        outcome.receipts = receipts(last, out, self.ended, "deadline")
+                        return outcome
+                    gone = [replace(server, sessions=last.behind(server)) for server in out]
             if self.check_mode:
                 return outcome
             if leaving and not gone and not waited:
@@ -463,12 +557,10 @@ class Backend:
                 if any(server.sessions for server in gone):
                     waited = True
                     timeout = max(0.0, deadline - time.monotonic())
-                    outcome.actions += self.wait_idle([server.name for server in gone], timeout, on_progress)
+                    outcome.actions += self.wait_idle([server.name for server in gone], timeout, on_progress, gone)
                     late = time.monotonic() >= deadline
-            elif cold:
-                self.wait_up(cold, wait_timeout)
             else:
-                return outcome
+                self.wait_up(cold, wait_timeout)
 
     def remove(self, lease: Optional[Head] = None, adopt: bool = False, drain_timeout: float = 30,
                on_progress: Callable[[str], None] = lambda text: None) -> Outcome:
@@ -502,6 +594,29 @@ class Backend:
                 self._reload(info, text, outcome, present=False)
         return outcome
 
+    def confirm(self, asked: Sequence[Server]) -> List[Receipt]:
+        """A receipt for each of these servers that is out of this backend, which may be gone itself. Waits for nothing.
+
+        A line of the same name and another address is another server. None where nobody can tell of HAProxy's other processes.
+        """
+        with files.locked(self.config_dir):
+            current = self._fragment()
+            seen = self.seen(out=asked)
+            listed = {place(server) for server in (*seen.servers, *(current.servers if current else ()))}
+            written = set() if current else self._written(seen.info.pid)
+            out = [server for server in asked if place(server) not in listed and server.name not in written]
+            return receipts(seen, out, {}, "lingering")
+
+    def _written(self, pid: int) -> Set[str]:
+        """The names of the servers that any of HAProxy's files gives this backend: it may have forgotten some until its next reload."""
+        words = (line.split() for _path, section in self._sections(pid) for line in section.lines)
+        return {line[1] for line in words if line[0] == "server" and len(line) > 1}
+
+    def _sections(self, pid: int) -> List[Tuple[str, fragments.Section]]:
+        """Where HAProxy's files have a backend of this name."""
+        found = ((path, section) for path in files.listing(pid) for section in fragments.sections(files.read(path) or ""))
+        return [(path, section) for path, section in found if section.keyword in ("backend", "listen") and section.name == self.name]
+
     def _begin(
         self, options: Optional[Mapping[str, Any]], lease: Optional[Head], adopt: bool, options_for: str, everywhere: bool,
     ) -> Tuple[Seen, Fragment]:
@@ -523,15 +638,12 @@ class Backend:
 
     def _adopted(self, seen: Seen, options: Mapping[str, Any], adopt: bool) -> Fragment:
         files.listed(seen.info.pid, self.path, self.config, self.config_dir)
-        for path in files.listing(seen.info.pid):
-            if os.path.realpath(path) == os.path.realpath(self.path):
-                continue
-            for section in fragments.sections(files.read(path) or ""):
-                if section.keyword in ("backend", "listen") and section.name == self.name:
-                    raise RefusedError(
-                        self.what, f"it stands in {path}, line {section.number}",
-                        f"Move that section into a file of its own, {self.path}, and reload HAProxy; or choose another fleet_backend.",
-                    )
+        for path, section in self._sections(seen.info.pid):
+            if os.path.realpath(path) != os.path.realpath(self.path):
+                raise RefusedError(
+                    self.what, f"it stands in {path}, line {section.number}",
+                    f"Move that section into a file of its own, {self.path}, and reload HAProxy; or choose another fleet_backend.",
+                )
         text = files.read(self.path)
         if seen.servers and (text is None or not adopt):
             names = ", ".join(server.name for server in seen.servers)
@@ -722,53 +834,66 @@ class Backend:
                 )
             time.sleep(0.02)
 
-    def wait_idle(self, names: Collection[str], timeout: float, on_progress: Callable[[str], None] = lambda text: None) -> List[str]:
+    def wait_idle(
+        self, names: Collection[str], timeout: float, on_progress: Callable[[str], None] = lambda text: None, out: Sequence[Server] = (),
+    ) -> List[str]:
         """Until no process of HAProxy has a session with these servers. At the deadline the rest is cut.
 
         Returns in words what was cut, and what is left because it could not be (`left 1 of web-r41-1`), which is no error: the deadline
         has passed, and whoever stops the server ends it.
 
         timeout in seconds. on_progress gets one line when it is over: the counts on the way, and the time it took.
+        out are those of these servers that the current worker may have no more, while others do.
         """
         start = time.monotonic()
         counts: List[int] = []
         late: Optional[Dict[str, int]] = None
         pause = 0.02
+        patience = 0.0
         while True:
-            open_now = {server.name: server.sessions for server in self.seen().servers if server.name in names and server.sessions}
+            seen = self.seen(out=out)
+            open_now = {server.name: seen.behind(server) for server in out}
+            open_now.update((server.name, server.sessions) for server in seen.servers if server.name in names)
+            open_now = {name: count for name, count in open_now.items() if count}
             total = sum(open_now.values())
             if not counts or counts[-1] != total:
                 counts.append(total)
             waited = time.monotonic() - start
-            if not total or (late is not None and waited > timeout + CUT_PATIENCE):
+            if not total or (late is not None and waited > timeout + patience):
                 break
             if waited >= timeout and late is None:
-                self._cut(open_now)
+                patience = CUT_PATIENCE if self._cut(open_now, seen) else 0.0
                 late = open_now
                 pause = 0.02
             time.sleep(pause)
             pause = min(pause * 1.5, 0.25)
         # Only what is gone was cut: without a master socket nothing reaches an old worker's connections.
         ended = {name: count - open_now.get(name, 0) for name, count in sorted((late or {}).items())}
+        self.ended.update({name: count for name, count in ended.items() if count > 0})
         actions = [f"cut {count} of {name}" for name, count in ended.items() if count > 0]
         actions += [f"left {count} of {name}" for name, count in sorted(open_now.items())]
         told = " .. ".join(str(count) for count in _few(counts))
         on_progress(", ".join([f"{_whose(names)}connections {told}  {time.monotonic() - start:.1f} s of {timeout:.0f}", *actions]))
         return actions
 
-    def _cut(self, names: Collection[str]) -> None:
-        """End the sessions of these servers, in the current worker by one command each, in old ones one by one (facts 2, reload traps)."""
+    def _cut(self, names: Collection[str], seen: Seen) -> bool:
+        """End the sessions of these servers, in the current worker by one command each, in old ones one by one (facts 2, reload traps).
+
+        Returns whether there was any to end: an idle client has none.
+        """
         if self.check_mode:
-            return
-        info, _replies = self.client.ask(*(f"shutdown sessions server {self.name}/{name}" for name in sorted(names)))
-        if not self.client.master_path:
-            return
-        for pid in self.client.processes().workers:
+            return False
+        here = [server for server in seen.servers if server.name in names]
+        info, _replies = self.client.ask(*(f"shutdown sessions server {self.name}/{server.name}" for server in here))
+        ended = any(server.sessions > seen.behind(server) for server in here)
+        for pid in self.client.processes().workers if self.client.master_path else ():
             if pid != info.pid:
                 for line in self.client.worker(pid, "show sess").splitlines():
                     words = line.split()
                     if f"be={self.name}" in words and any(f"srv={name}" in words for name in names):
                         self.client.worker(pid, f"shutdown session {words[0].rstrip(':')}")
+                        ended = True
+        return ended
 
 
 def _headed(head: Head, lease: Optional[Head], live: Optional[int] = None, next_release: Optional[int] = None) -> Head:

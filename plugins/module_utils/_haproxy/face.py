@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from .._errors import FleetError, InvalidError, UnreachableError
 from .._model import Head, Server, from_dict, to_dict
-from .backend import VERDICT_PATIENCE, Backend, Outcome, standing
+from .backend import VERDICT_PATIENCE, Backend, Outcome, place, standing
 from .fragment import OPTIONS
 
 PLACES: Dict[str, Any] = {
@@ -54,6 +54,11 @@ ARGUMENTS: Dict[str, Any] = {
     "wait_servers": {"type": "list", "elements": "str"},
     "wait_timeout": {"type": "int", "default": 60},
     "drain_timeout": {"type": "int", "default": 30},
+    "confirm": {"type": "list", "elements": "dict", "default": [], "options": {
+        "name": {"type": "str", "required": True},
+        "address": {"type": "str", "required": True},
+        "port": {"type": "int", "required": True},
+    }},
     "lease": {"type": "dict", "default": {}},
     "live": {"type": "int"},
     "next": {"type": "int"},
@@ -95,9 +100,13 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
         elif not check_mode:
             backend.wait_up(names, params["wait_timeout"])
             say(f"{_fleet(params)}  {backend.host} {len(names)}/{len(names)} up")
+    given = {place(receipt) for receipt in outcome.receipts}
+    asked = [server for server in (Server(**item, id=0) for item in params["confirm"]) if place(server) not in given]
+    outcome.receipts += backend.confirm(asked) if asked and not check_mode else []
     return {
         "changed": outcome.changed and params["state"] != "observed",
         "actions": outcome.actions,
+        "receipts": [to_dict(receipt) for receipt in outcome.receipts],
         "balancer": to_dict(backend.observe(VERDICT_PATIENCE if params["state"] == "observed" else 0.0, lease)),
         "diff": {"before": outcome.before or "", "after": outcome.after, "before_header": backend.path, "after_header": backend.path},
     }
