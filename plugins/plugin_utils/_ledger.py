@@ -21,7 +21,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -277,11 +277,18 @@ class Ledger:
         """
         own = re.compile(rf"{re.escape(lease.fleet)}-r[1-9][0-9]*-[1-9][0-9]*")
         listed = [server for server in servers or () if own.fullmatch(server.name)]
-        with self._writing() if listed else self._reading() as (connection, identity):
-            self._verified(connection, identity, lease, lock=bool(listed))
-            known = {item.server: item for item in _registrations(connection, lease.fleet, balancer, backend)}
-            new = [law.told(known.get(server.name), server, balancer, backend) for server in listed]
-            _store(connection, lease, new)
+        known: dict[str, Registration] = {}
+        new: list[Registration] = []
+        try:
+            with self._writing() if listed else self._reading() as (connection, identity):
+                self._verified(connection, identity, lease, lock=bool(listed))
+                known = {item.server: item for item in _registrations(connection, lease.fleet, balancer, backend)}
+                new = [law.told(known.get(server.name), server, balancer, backend) for server in listed]
+                _store(connection, lease, new)
+        except _FullError:
+            # What says nothing new need not be written, so that undoing goes on.
+            if any(item.server not in known or replace(item, turn=known[item.server].turn) != known[item.server] for item in new):
+                raise
         told = {item.server for item in new}
         return tuple(item for item in known.values() if item.server not in told and not item.is_settled)
 

@@ -206,6 +206,43 @@ class ProviderContract:
         case.provider.destroy(made, case.timeout)
         assert case.provider.observe(case.fleet) == ()
 
+    def test_nothing_is_done_to_one_without_the_permit(self, case: Case) -> None:
+        made = case.created(2)
+
+        def permit(item: Instance) -> None:
+            if item.name == made[0].name:
+                raise RefusedError(f"instance {item.name}", "a balancer may be serving it")
+
+        with pytest.raises(FleetError, match=f"{made[0].name}.* a balancer may be serving it"):
+            case.provider.stop(made[:1], case.timeout, permit)
+        with pytest.raises(FleetError, match=f"{made[0].name}.* a balancer may be serving it"):
+            case.provider.destroy(made[:1], case.timeout, permit)
+        assert {item.id: item.state in AWAKE for item in case.provider.observe(case.fleet)} == {item.id: True for item in made}
+        case.provider.destroy(made[1:], case.timeout, permit)
+        assert [item.id for item in case.provider.observe(case.fleet)] == [made[0].id]
+
+    def test_what_was_started_since_the_plan_was_made_is_left_alone(self, case: Case) -> None:
+        made = case.created(1)
+        case.provider.stop(made, case.timeout)
+        planned = tuple(seen(case).values())
+        case.provider.start(planned, case.blueprint)
+        with pytest.raises(RefusedError, match=f"{made[0].name}: it was started since the plan was made"):
+            case.provider.destroy(planned, case.timeout)
+        assert [(item.id, item.state in AWAKE) for item in case.provider.observe(case.fleet)] == [(made[0].id, True)]
+
+    def test_what_is_started_between_its_stop_and_its_removal_is_left_alone(self, case: Case) -> None:
+        made = case.created(1)
+        asked: list[str] = []
+
+        def permit(item: Instance) -> None:
+            asked.append(item.name)
+            if len(asked) > 1 and seen(case)[item.name].state == "stopped":  # as after a controller was suspended there
+                case.provider.start(tuple(seen(case).values()), case.blueprint)
+
+        with pytest.raises(RefusedError, match=f"{made[0].name}: it was started since the plan was made"):
+            case.provider.destroy(made, case.timeout, permit)
+        assert [(item.id, item.state in AWAKE) for item in case.provider.observe(case.fleet)] == [(made[0].id, True)]
+
     def test_destroying_a_release_leaves_the_other(self, case: Case) -> None:
         old, new = case.created(2, 1), case.created(2, 2)
         case.provider.destroy(old, case.timeout)

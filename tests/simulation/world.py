@@ -343,7 +343,18 @@ class SimulatedProvider:
         self._each(instances, self._stop, permit)
 
     def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
-        self._each(instances, self._destroy, permit)
+        def destroy(item: Instance) -> Instance:
+            box = self._found(item)
+            if box:
+                leave_started(item, box.instance)
+                self._stop(item)
+                permit(item)
+                leave_started(replace(item, state="stopped"), box.instance)
+                self.site.may_go(box.instance)
+                del self.site.boxes[item.host, item.name]
+            return item
+
+        self._each(instances, destroy, permit)
 
     def _create(self, planned: Instance, blueprint: Blueprint) -> Instance:
         site = self.site
@@ -402,14 +413,6 @@ class SimulatedProvider:
             self.site.may_go(box.instance)
         box.instance = replace(box.instance, state="stopped")
         return box.instance
-
-    def _destroy(self, item: Instance) -> Instance:
-        box = self._found(item)
-        if box:
-            leave_started(item, box.instance)
-            self.site.may_go(box.instance)
-            del self.site.boxes[item.host, item.name]
-        return item
 
     def _found(self, item: Instance) -> Box | None:
         """By id, with the marker that the caller says it has: names, addresses and ids get reused. None where it vanished."""

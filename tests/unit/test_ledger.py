@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, RefusedError, UnreachableError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Server
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _process, _tables
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Lease, Ledger
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
@@ -189,6 +190,9 @@ def test_a_full_disk_prevents_the_new_and_not_the_undoing(small_disk: Path) -> N
     lease = ledger.acquire("web", "me@here")
     contract.released(ledger, lease)
     contract.open_plan(ledger, lease)
+    old, new = (Server(f"web-r{number}-1", f"10.3.{number}.1", 80, 10000 + number, 100) for number in (1, 2))
+    staged = [old, replace(new, weight=0)]
+    ledger.tell(lease, "lb1", "web", staged)
     filler = os.open(small_disk / "filler", os.O_CREAT | os.O_WRONLY)
     with pytest.raises(OSError, match="No space"):
         while True:
@@ -205,6 +209,11 @@ def test_a_full_disk_prevents_the_new_and_not_the_undoing(small_disk: Path) -> N
     assert ledger.history("web") == before
     ledger.check(lease)
     ledger.renew(lease)
+    ledger.tell(lease, "lb1", "web", staged)
+    (waiting,) = ledger.tell(lease, "lb1", "web", [old])
+    out = {"name": new.name, "address": new.address, "port": new.port, "proof": "idle"}
+    (heard,) = ledger.receive(lease, "lb1", "web", [out])
+    assert waiting.server == new.name == heard.server and heard.receipt, "it counts in this run, wherever it is kept"
     contract.open_plan(ledger, lease, lambda history: contract.Plan(
         "abort", 1, before.next_release - 1, outcome="failed", reasons=("it was not to be " * 1000,)))
     (small_disk / "filler").unlink()
