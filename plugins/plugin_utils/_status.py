@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ..module_utils._model import Balancer, Definition, History, Instance, Release, Server, World, to_dict
+from . import _registrations as law
 from ._story import way_back
 
 RELEASES = 5
@@ -29,7 +30,8 @@ def status(
     """
     rows = {row.number: row for row in history.releases}
     live = rows.get(history.live)
-    found = [*broken, *_of_ledger(definition, history, lease), *_of_balancers(definition, world, history)]
+    found = [*broken, *_of_ledger(definition, history, lease), *_of_registrations(definition, history)]
+    found += _of_balancers(definition, world, history)
     found += [f"the instances cannot be observed: {unseen}"] if unseen else _of_instances(definition, world, history)
     return {
         "fleet": definition.name,
@@ -74,6 +76,16 @@ def _of_ledger(definition: Definition, history: History, lease: Mapping[str, str
     if entry is not None and lease is None:
         what = f"the {entry.verb} of r{entry.target}" if entry.target else f"the {entry.verb}"
         yield f"{what} did not end, its last record is {entry.records[-1] if entry.records else 'missing'}; {_heals(definition)}"
+
+
+def _of_registrations(definition: Definition, history: History) -> Iterator[str]:
+    """What left the definition and may be serving, and addresses that wait for a receipt from there."""
+    for (host, backend), names in law.elsewhere(definition, history).items():
+        where = f"{host} is not in fleet_balancers" if host not in definition.balancers else f"fleet_backend is {definition.backend}"
+        yield (
+            f"{host} may be serving {', '.join(names)} in backend {backend}, and {where}. {law.remedy_of(definition, host, backend)}"
+        )
+    yield from dict.fromkeys(law.cooling(history, {item.server for item in history.registrations if item.may_serve}).values())
 
 
 def _of_balancers(definition: Definition, world: World, history: History) -> Iterator[str]:

@@ -28,7 +28,6 @@ from ansible_collections.phoenix.fleet.tests.integration.test_haproxy_backend im
     websocket,
 )
 
-
 Start = Callable[..., HAProxyProcess]
 
 
