@@ -70,8 +70,14 @@ options:
         type: dict
         suboptions:
           ssl:
-            description: Whether HAProxy talks TLS to it, checks too. Without O(options.server.ca_file) no certificate is verified.
+            description:
+              - Whether HAProxy talks TLS to it, checks too. It takes O(options.server.ca_file) or O(options.server.verify=none).
+              - A backend that was written with neither goes on unverified as long as no O(options) are given.
             type: bool
+          verify:
+            description: Whether its certificate is verified. V(required), the default, needs O(options.server.ca_file).
+            type: str
+            choices: [required, none]
           ca_file:
             description: The file on the balancer with the certificates of the authorities to verify its certificate by.
             type: str
@@ -120,7 +126,9 @@ options:
             description: Waiting for a complete request.
             type: str
       options:
-        description: Further lines of the backend.
+        description:
+          - Further lines of the backend. With V(option external-check) a new server costs a reload, as HAProxy crashes on one that is
+            added at run time there.
         type: list
         elements: str
   options_for:

@@ -43,12 +43,12 @@ Spec = Mapping[str, Any]
 `pattern`, `noun` (what a value has to be) and `remedy` (what to write instead)."""
 
 _TIME = {
-    "type": "str", "pattern": r"[1-9][0-9]{0,8}(us|ms|s|m|h|d)", "noun": "a time of HAProxy",
+    "type": "str", "pattern": r"[1-9][0-9]{0,9}(us|ms|s|m|h|d)", "noun": "a time of HAProxy",
     "remedy": "write it with its unit, such as 500ms or 2s",
 }
 _WORD = {
-    "type": "str", "pattern": r"[^\s\x00-\x1f\x7f'\"\\#$;]+", "noun": "one word",
-    "remedy": "write it without spaces, quotes, #, $ and ;",
+    "type": "str", "pattern": _fragment.WORD.pattern, "noun": "one word of ASCII",
+    "remedy": "write it without spaces, quotes, <, #, $ and ;",
 }
 _FILE = {**_WORD, "pattern": "/" + _WORD["pattern"], "noun": "an absolute path", "remedy": "write where the file is on the balancer"}
 _COOKIE = {"type": "str", "pattern": r"[A-Za-z0-9_-]{1,64}", "noun": "the name of a cookie", "remedy": "write letters, digits, _ and -"}
@@ -70,6 +70,7 @@ HAPROXY: Dict[str, Dict[str, Any]] = {
     "fall": {"type": "int", "range": (1, 100)},
     "server": {"type": "dict", "default": {}, "options": {
         "ssl": {"type": "bool"},
+        "verify": {"type": "str", "choices": ["required", "none"]},
         "ca_file": _FILE,
         "sni": _WORD,
         "alpn": _WORD,
@@ -151,6 +152,9 @@ _OURS = {
     "balance": "write fleet_haproxy.balance",
     "timeout": "write fleet_haproxy.timeouts",
     "cookie": "write fleet_haproxy.cookie",
+    "disabled": "HAProxy would not use the backend",
+    "dispatch": "it would send clients past the servers",
+    **dict.fromkeys(("bind", "default_backend", "use_backend", "declare", "monitor"), "it belongs into a front end"),
     **dict.fromkeys(_fragment.SECTIONS, "it would begin another section"),
 }
 """Lines of a backend that are not the user's, and why."""
@@ -356,19 +360,28 @@ def _haproxy_mistakes(haproxy: Mapping[str, Any], found: List[str]) -> None:
             found.append(f"{where}: {_shown(line)} is not one line; write one line of the backend for each item")
         elif word in _OURS:
             found.append(f"{where}: {_shown(line)} cannot stand here; {_OURS[word]}")
+        elif line.split()[:2] in (["tcp-request", "connection"], ["tcp-request", "session"]):
+            found.append(f"{where}: {_shown(line)} cannot stand here; it belongs into a front end")
         elif word.startswith(("#", ".")):
             found.append(f"{where}: {_shown(line)} cannot stand here; write no comments and no directives")
     balance = haproxy.get("balance") or ""
-    wrong = _fragment.balance_mistake(balance, [line for line in lines if line is not None])
+    wrong = _fragment.balance_mistake(balance, [line for line in lines if line is not None], haproxy.get("mode") or "http")
     if wrong:
         found.append(f"fleet_haproxy.balance: {_shown(balance)} {wrong}")
     check = haproxy.get("check")
     if check and check.get("status") is not None and _checks.ranges(check["status"]) is None:
         found.append(f"fleet_haproxy.check.status: {_shown(check['status'])} is no status; write 200, [200, 204] or 200-399")
     server = haproxy.get("server") or {}
-    for key in ("ca_file", "sni", "alpn"):
+    for key in ("verify", "ca_file", "sni", "alpn"):
         if server.get(key) is not None and not server.get("ssl"):
             found.append(f"fleet_haproxy.server.{key}: {_shown(server[key])} has no effect without TLS; add ssl: true")
+    # What is wrong with a value is said once.
+    named = [line.partition(":")[0].partition("[")[0] for line in found]
+    if {"fleet_haproxy.server.ca_file", "fleet_haproxy.server.verify"} & set(named):
+        named.append("fleet_haproxy.server.ssl")
+    unjudged = {**haproxy, "check": {**(check or {}), "status": None}}
+    more = (f"fleet_haproxy.{line}" for line in _fragment.setting_mistakes(unjudged))
+    found += [line for line in more if line.partition(":")[0] not in named]
 
 
 def _haproxy(haproxy: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:

@@ -176,7 +176,7 @@ class Ground(Site):
         listed = {line.split()[1] for line in text.splitlines() if line.strip().startswith("server ")}
         if listed != names:
             found.append(f"the fragment lists {sorted(listed)}")
-        files = sorted(path.name for path in proxy.config_dir.iterdir())
+        files = sorted(path.name for path in proxy.config_dir.iterdir() if path.name != ".phoenix.fleet.lock")
         return found + ([f"files {files}"] if files != ["web.cfg"] else [])
 
     def settle(self, deadline: float = 15) -> list[str]:

@@ -145,7 +145,7 @@ class Site:
         """All that a run which touches nothing must leave as it was; any other stamps heads with its fence, and writes into the ledger."""
         found = [item for fleet in sorted(self.fleets) for item in self.containers(fleet)]
         containers = [(item.id, item.status, item.attrs["State"]["StartedAt"]) for item in found]
-        files = {path.name: path.read_text() for path in sorted(self.haproxy.config_dir.iterdir())}
+        files = {path.name: path.read_text() for path in sorted(self.haproxy.config_dir.glob("*.cfg"))}
         servers = [(fleet, self.haproxy.weights(fleet)) for fleet in sorted(self.fleets)]
         networks = sorted(item.name for item in self.engine.networks.list() if item.name == self.network)
         state = self.folder / "state"

@@ -24,15 +24,18 @@ class HAProxyProcess:
     """HAProxy with a front end on a loopback port for each of `backends`, and an empty `conf.d` backend for each of them.
 
     folder is made. master=False starts it without a master socket. settings are further lines of its `defaults`.
+    user: there is no master at all, and it drops root to be that user. environment: what it gets beside the test's own.
     """
 
     def __init__(
         self, folder: Path, backends: Sequence[str] = ("web",), master: bool = True, defaults: Sequence[str] = (), mode: str = "http",
-        prepared: bool = True, extra: str = "",
+        prepared: bool = True, extra: str = "", user: str = "", environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.backends = tuple(backends)
         self.mode = mode
+        self.user = user
+        self.environment = dict(environment or {})
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = self.folder / "haproxy.cfg"
         self.config_dir = self.folder / "conf.d"
@@ -41,7 +44,7 @@ class HAProxyProcess:
         # A socket's path has at most 107 bytes, and pytest's folders are long.
         self.run = Path(f"/tmp/haproxy-{os.getpid()}-{id(self):x}")
         self.socket = self.run / "admin.sock"
-        self.master_socket = self.run / "master.sock" if master else None
+        self.master_socket = self.run / "master.sock" if master and not user else None
         self.ports = {backend: free_port() for backend in self.backends}
         self.process: subprocess.Popen[bytes] | None = None
         self.config.write_text(self._text(defaults, extra))
@@ -54,6 +57,7 @@ class HAProxyProcess:
     def _text(self, defaults: Sequence[str], extra: str) -> str:
         lines = [
             "global", f"    stats socket {self.socket} mode 600 level admin", "    stats timeout 30s", "    hard-stop-after 60s",
+            *([f"    user {self.user}"] if self.user else []),
             "defaults", f"    mode {self.mode}", "    timeout connect 5s", "    timeout client 60s", "    timeout server 60s",
             *(f"    {line}" for line in defaults),
         ]
@@ -66,10 +70,10 @@ class HAProxyProcess:
 
     def start(self) -> HAProxyProcess:
         self.run.mkdir(mode=0o700, exist_ok=True)
-        command = [PROGRAM, "-W", "-db", "-f", str(self.config), "-f", str(self.config_dir)]
+        command = [PROGRAM, *([] if self.user else ["-W"]), "-db", "-f", str(self.config), "-f", str(self.config_dir)]
         command += ["-S", str(self.master_socket)] if self.master_socket else []
         with open(self.log, "ab") as log:
-            environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin"}
+            environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin", **self.environment}
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         wait_until(self._answers, "HAProxy to answer", self.log.read_text)
         return self

@@ -71,12 +71,12 @@ def test_strings_from_the_command_line_become_what_is_meant() -> None:
     written = {
         "fleet_port": "8080", "fleet_size": " 3 ", "fleet_takeover": "true", "fleet_adopt": "no", "fleet_balancers": "lb2, edge",
         "fleet_checks": '[{"http": {"path": "/health", "status": "200"}}]', "fleet_docker": '{"memory": "256m"}', "fleet_keep": "0",
-        "fleet_haproxy": '{"rise": "3", "server": {"ssl": "yes", "sni": "str(shop.example.org)"}}',
+        "fleet_haproxy": '{"rise": "3", "server": {"ssl": "yes", "verify": "none", "sni": "str(shop.example.org)"}}',
     }
     fleet = defined(**written)
     assert (fleet.port, fleet.size, fleet.takeover, fleet.adopt, fleet.balancers, fleet.keep) == (8080, 3, True, False, ("lb2", "edge"), 0)
     assert fleet.checks[0]["http"]["status"] == "200" and fleet.options == {"memory": "256m"}
-    assert fleet.haproxy["rise"] == 3 and fleet.haproxy["server"] == {"ssl": True, "sni": "str(shop.example.org)"}
+    assert fleet.haproxy["rise"] == 3 and fleet.haproxy["server"] == {"ssl": True, "verify": "none", "sni": "str(shop.example.org)"}
 
 
 @pytest.mark.parametrize("unset", ["", "  ", None])
@@ -94,7 +94,7 @@ def test_haproxy_asks_what_the_first_http_check_asks() -> None:
 def test_haproxy_does_not_ask_in_plain_http_what_speaks_tls() -> None:
     checks = [{"http": {"path": "/health", "scheme": "https"}}]
     assert defined(fleet_checks=checks).haproxy["check"] == {}
-    assert defined(fleet_checks=checks, fleet_haproxy={"server": {"ssl": True}}).haproxy["check"]["path"] == "/health"
+    assert defined(fleet_checks=checks, fleet_haproxy={"server": {"ssl": True, "verify": "none"}}).haproxy["check"]["path"] == "/health"
 
 
 @pytest.mark.parametrize("balance", [
@@ -172,6 +172,13 @@ def test_an_image_for_one_run_takes_the_place_of_the_defined_one() -> None:
     )),
     ({"fleet_haproxy": {"options": ["# phoenix.fleet"]}}, None),
     ({"fleet_haproxy": {"options": ["listen x"]}}, "fleet_haproxy.options[0]: listen x cannot stand here; it would begin another section"),
+    ({"fleet_haproxy": {"server": {"ssl": True}}}, (
+        "fleet_haproxy.server.ssl: without ca_file no certificate would be verified; name the authorities' file, or write verify: none"
+    )),
+    ({"fleet_haproxy": {"inter": "100d"}}, "fleet_haproxy.inter: '100d' is longer than HAProxy takes; write at most 24d"),
+    ({"fleet_haproxy": {"balance": "url_param"}}, (
+        "fleet_haproxy.balance: url_param has other arguments than it takes; write url_param and the parameter's name"
+    )),
     ({"fleet_haproxy": {"server": {"sni": "str(x)"}}}, "fleet_haproxy.server.sni: str(x) has no effect without TLS; add ssl: true"),
 ])
 def test_a_mistake_names_variable_value_and_remedy(raw: dict[str, Any], line: str | None) -> None:

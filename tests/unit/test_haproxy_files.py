@@ -37,6 +37,16 @@ def test_what_a_killed_run_left_is_gone_after_the_next_write(tmp_path: Path) -> 
     assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("web.cfg", "after")]
 
 
+def test_a_check_gets_the_variables_that_the_configuration_names_and_none_that_change_what_runs(tmp_path: Path) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text('defaults\n    timeout queue "${SHOP_WAIT-5s}"\n    # LD_PRELOAD, PATH and HAPROXY_LOCALPEER are named, too\n')
+    given = {"SHOP_WAIT": "7s", "TOKEN": "secret", "LD_PRELOAD": "", "HAPROXY_LOCALPEER": "x", "PATH": "/elsewhere", "LANG": "C"}
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, env=given) as process:
+        found = files._environment(process.pid, [str(path)])
+        process.kill()
+    assert found == {"PATH": files.PATH, "LANG": "C.UTF-8", "SHOP_WAIT": "7s"}
+
+
 def test_a_process_that_ends_meanwhile_hides_no_connection_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process and a child are the former workers of a HAProxy; the child has ended when the kernel's table is asked for by its id."""
     read = files.read

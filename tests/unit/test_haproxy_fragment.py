@@ -33,11 +33,13 @@ def servers(draw: st.DrawFn) -> tuple[Server, ...]:
 
 options = st.fixed_dictionaries({}, optional={
     "mode": st.sampled_from(["http", "tcp"]),
-    "balance": st.sampled_from(["roundrobin", "leastconn", "source", "hdr(x-user)", "url_param id", "random(2)"]),
+    "balance": st.sampled_from(["roundrobin", "leastconn", "source", "hash src", "rdp-cookie(x)", "random(2)"]),
     "check": st.fixed_dictionaries({"path": st.just("/health")}, optional={"status": st.sampled_from([200, [200, 204], "200-399"])}),
     "inter": st.sampled_from(["100ms", "1s", "2m"]),
     "rise": st.integers(1, 5),
-    "server": st.sampled_from([{}, {"ssl": True}, {"ssl": True, "ca_file": "/etc/ca.pem", "sni": "a.example"}, {"send_proxy_v2": True}]),
+    "server": st.sampled_from([
+        {}, {"ssl": True, "verify": "none"}, {"ssl": True, "ca_file": "/etc/ca.pem", "sni": "a.example"}, {"send_proxy_v2": True},
+    ]),
     "timeouts": st.sampled_from([{}, {"server": "5m"}, {"tunnel": "1h", "server_fin": "1s"}]),
     "options": st.lists(st.sampled_from(["http-reuse always", "option http-keep-alive"]), unique=True),
 })
@@ -180,7 +182,9 @@ def test_a_bad_server_is_named(server: Server, word: str) -> None:
     {"inter": "1"}, {"inter": "soon"}, {"rise": 0}, {"mode": "udp"},
     {"bogus": 1}, {"timeouts": {"server": "5"}}, {"check": {"path": "health"}}, {"check": {"path": "/a b"}}, {"check": {"status": "ok"}},
     {"options": ["server x 192.0.2.1"]}, {"options": ["backend y"]}, {"options": ["a\nb"]},
-    {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "SRV"},
+    {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "SRV"}, {"server": {"ssl": True}}, {"server": {"maxconn": 0}},
+    {"inter": "25d"}, {"timeouts": {"tunnel": "2147483648ms"}}, {"server": {"sni": "é"}}, {"balance": "url_param"}, {"options": ['a "b']},
+    {"mode": "tcp", "balance": "uri"}, {"options": ["a" + " b" * 64]}, {"options": ["a\\"]},
 ])
 def test_a_bad_option_is_named(bad: dict[str, Any]) -> None:
     assert len(fragments.mistakes("web", (GOOD,), bad)) == 1

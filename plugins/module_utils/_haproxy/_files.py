@@ -12,18 +12,28 @@ import errno
 import fcntl
 import ipaddress
 import os
+import pwd
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .._errors import DeadlineError, RefusedError
+from .client import Info
+
+LOCK = ".phoenix.fleet.lock"
+"""Beside the fragments, where only those who may write them can put it; HAProxy loads no dot-files, and nobody cleans up there."""
 
 LOCK_PATIENCE = 90.0
+FORMER_PATIENCE = 2.0
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+STEERING = re.compile(r"(LD_|GLIBC_|GCONV_|MALLOC_|LOCPATH|NLSPATH|LUA_|OPENSSL_|PYTHON|HAPROXY_).*|PATH|NOTIFY_SOCKET|LISTEN_\w+")
+"""Variables that say which code a program runs, and what systemd and HAProxy's master tell their own children."""
 
 
 def read(path: str) -> Optional[str]:
@@ -43,6 +53,7 @@ def _refused(path: str, error: OSError) -> RefusedError:
         errno.EDQUOT: "Make room on that file system. The former file is intact.",
         errno.EACCES: "Set ansible_become: true for this balancer, or run as root.",
         errno.EROFS: "Mount the file system so that it can be written.",
+        errno.ELOOP: "Remove that symbolic link.",
         errno.ENOENT: "Make the folder, and let HAProxy load it with -f; the playbook phoenix.fleet.hosts does both.",
     }
     return RefusedError(path, error.strerror or str(error), remedies.get(error.errno or 0, ""))
@@ -50,25 +61,44 @@ def _refused(path: str, error: OSError) -> RefusedError:
 
 @contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Hold the folder of the fragments, itself and no file in it, so that nobody of ours compares, writes or commands meanwhile."""
+    """Hold the lock beside the fragments, so that nobody of ours compares, writes or commands meanwhile.
+
+    It is a file that only its owner can open: whoever can open what everybody may read can hold its lock for ever.
+    """
+    path = os.path.join(folder, LOCK)
+    handles: List[int] = []
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _refused(folder, error) from None
-    try:
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    cause = f"another run has held its lock for {LOCK_PATIENCE:.0f} s"
-                    raise DeadlineError(folder, cause, f"See who does, on this balancer: fuser -v {folder}") from None
-                time.sleep(0.02)
+        try:
+            handles.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            status = os.fstat(handles[0])
+            if not stat.S_ISREG(status.st_mode) or status.st_uid not in _trusted():
+                raise RefusedError(path, f"it is no file of {_user(os.geteuid())}, so others could hold the lock", "Remove it.")
+            os.fchmod(handles[0], 0o600)
+            handles.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            raise _refused(folder if error.errno == errno.ENOENT else path, error) from None
+        if not _hold(handles[0], LOCK_PATIENCE):
+            cause = f"another run has held it for {LOCK_PATIENCE:.0f} s"
+            raise DeadlineError(f"the lock {path}", cause, f"See who does, on this balancer: fuser -v {path}")
+        # What the first versions of the collection hold while they act, and any user of this machine may: worth a moment, and no more.
+        _hold(handles[1], FORMER_PATIENCE)
         yield
     finally:
-        os.close(handle)
+        for handle in handles:
+            os.close(handle)
+
+
+def _hold(handle: int, patience: float) -> bool:
+    """Lock it, in at most so many seconds; whether that was possible."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
 
 
 @contextmanager
@@ -137,14 +167,27 @@ def _sync(folder: str) -> None:
 # The running HAProxy's own list of files
 
 
-def _command(pid: int) -> Tuple[int, List[str]]:
-    """The master's process id and words, or the worker's own where there is no master. Raises RefusedError where /proc does not tell."""
-    for process in (_parent(pid), pid):
+def _command(info: Info) -> Tuple[int, List[str]]:
+    """The process id and words of the worker's master, or its own where there is no master.
+
+    Raises RefusedError where /proc does not tell, or tells of a process whose words are not to be believed: a stranger's, on a
+    socket that a stranger opened.
+    """
+    for process in (_parent(info.pid), info.pid):
         words = _words(process)
-        if words and "haproxy" in os.path.basename(words[0]):
+        if words and "haproxy" in os.path.basename(_link(f"/proc/{process}/exe") or words[0]):
+            owners = _owners(process)
+            if not owners:
+                break
+            if not owners <= _trusted() and info.opener not in _trusted():
+                raise RefusedError(
+                    f"HAProxy's process {process}", f"{_user(max(owners))} runs it and opened its socket, and {_user(os.geteuid())} "
+                    "would run its program with its files", f"Run as that user (ansible_become_user: {_user(max(owners))}), "
+                    "or let root start HAProxy and let it drop privileges itself (user and group in its global section).",
+                )
             return process, words
     raise RefusedError(
-        f"HAProxy's process {pid}", "its command line cannot be read",
+        f"HAProxy's process {info.pid}", "its command line cannot be read",
         "Run on the host and in the process namespace in which HAProxy runs, as root (ansible_become: true).",
     )
 
@@ -156,6 +199,43 @@ def _parent(pid: int) -> int:
 
 def _words(pid: int) -> List[str]:
     return [word for word in (read(f"/proc/{pid}/cmdline") or "").split("\0") if word]
+
+
+def _owners(pid: int) -> Set[int]:
+    """Its real, effective, saved and file system's user ids: a program that is setuid root, with a stranger's words, is not root's."""
+    found = re.search(r"^Uid:(.*)$", read(f"/proc/{pid}/status") or "", re.M)
+    return {int(word) for word in found.group(1).split()} if found else set()
+
+
+def _trusted() -> Set[int]:
+    return {0, os.geteuid()}
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"the user {number}"
+
+
+def _guarded(path: str) -> None:
+    """Raises RefusedError unless only root, or the user who acts, can change this file or what it is found by."""
+    part = os.path.realpath(path)
+    while True:
+        try:
+            status = os.stat(part)
+        except OSError as error:
+            raise _refused(part, error) from None
+        folder = stat.S_ISDIR(status.st_mode)
+        sticky = folder and status.st_mode & stat.S_ISVTX
+        others = 0 if sticky else status.st_mode & (stat.S_IWOTH if folder else stat.S_IWOTH | stat.S_IWGRP)
+        if status.st_uid not in _trusted() or others:
+            cause = "others than its owner can write it" if others else f"it belongs to {_user(status.st_uid)}"
+            remedy = f"chown root {part}; chmod go-w {part}"
+            raise RefusedError(part, f"{cause}, and {_user(os.geteuid())} would have HAProxy's check run it or read it", remedy)
+        if part == os.path.dirname(part):
+            return
+        part = os.path.dirname(part)
 
 
 def given(words: Sequence[str]) -> List[str]:
@@ -184,22 +264,28 @@ def expanded(paths: Sequence[str], folder: str = "", extra: str = "") -> List[st
     return found
 
 
-def _given(pid: int) -> Tuple[int, List[str], List[str]]:
-    process, words = _command(pid)
+def _given(info: Info) -> Tuple[int, List[str], List[str]]:
+    """Whose command line it is, the command line, and the arguments of its -f. Raises RefusedError as `_command`."""
+    process, words = _command(info)
     base = os.path.realpath(f"/proc/{process}/cwd")
     if "-C" in words[:-1]:
         base = os.path.join(base, words[words.index("-C") + 1])
-    return process, words, [os.path.join(base, path) for path in given(words)]
+    paths = [os.path.join(base, path) for path in given(words)]
+    if not _owners(process) <= _trusted():
+        # Without a master it has dropped root, and its command line is in memory that it can write.
+        for path in (base, *paths, *expanded(paths)):
+            _guarded(path)
+    return process, words, paths
 
 
-def listing(pid: int, extra: str = "") -> List[str]:
+def listing(info: Info, extra: str = "") -> List[str]:
     """All files that the HAProxy of this worker loads, with `extra` where it would be among them."""
-    return expanded(_given(pid)[2], os.path.dirname(extra), os.path.basename(extra))
+    return expanded(_given(info)[2], os.path.dirname(extra), os.path.basename(extra))
 
 
-def listed(pid: int, path: str, config: str, config_dir: str) -> None:
+def listed(info: Info, path: str, config: str, config_dir: str) -> None:
     """Raises RefusedError unless HAProxy loads this file, or would if it existed."""
-    paths = _given(pid)[2]
+    paths = _given(info)[2]
     real = {os.path.realpath(item) for item in paths}
     if os.path.realpath(path) not in real and os.path.realpath(config_dir) not in real:
         raise RefusedError(
@@ -208,21 +294,22 @@ def listed(pid: int, path: str, config: str, config_dir: str) -> None:
         )
 
 
-def validate(pid: int, path: str, new: Optional[str]) -> Optional[str]:
+def validate(info: Info, path: str, new: Optional[str]) -> Optional[str]:
     """HAProxy's own check of all its files in its own order, with `new` in the place of `path` (None: with no such file).
 
     Returns None where HAProxy is content, else its words. Each file is named by itself, because `haproxy -c -f FOLDER` ignores the
-    dot-file that is to be checked (facts 0).
+    dot-file that is to be checked (facts 0). A check runs code, Lua's for example: program, files and variables are those of a process
+    of root's or our own, or of one that dropped root and cannot change them; else RefusedError is raised.
     """
-    process, words, paths = _given(pid)
+    process, words, paths = _given(info)
     everything = expanded(paths, os.path.dirname(path), os.path.basename(path))
     real = os.path.realpath(path)
-    chosen = [new if os.path.realpath(item) == real else item for item in everything]
+    chosen = [item for item in (new if os.path.realpath(item) == real else item for item in everything) if item]
     command = [_program(process, words), "-c"]
     for item in chosen:
-        command += ["-f", item] if item else []
+        command += ["-f", item]
     done = subprocess.run(
-        command, cwd=f"/proc/{process}/cwd", env=_environment(process), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, cwd=f"/proc/{process}/cwd", env=_environment(process, chosen), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", timeout=120, check=False,
     )
     if done.returncode == 0:
@@ -233,16 +320,22 @@ def validate(pid: int, path: str, new: Optional[str]) -> Optional[str]:
 
 
 def _program(pid: int, words: Sequence[str]) -> str:
+    """The program that runs, or, where it was replaced or is in a container, the one of that name here."""
     program = os.path.realpath(f"/proc/{pid}/exe")
-    if os.access(program, os.X_OK):
-        return program
-    return shutil.which(os.path.basename(words[0]), path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin") or words[0]
+    if not os.access(program, os.X_OK):
+        name = os.path.basename(words[0])
+        program = shutil.which(name, path=PATH) or ""
+        if not program:
+            raise RefusedError(f"HAProxy's process {pid}", f"its program {name} is not to be found here", "Reload or restart HAProxy.")
+    _guarded(program)
+    return program
 
 
-def _environment(pid: int) -> Dict[str, str]:
-    """The master's environment, since configurations refer to it; what systemd and HAProxy themselves put there is left out."""
+def _environment(pid: int, paths: Sequence[str]) -> Dict[str, str]:
+    """Of the process's environment what these files name, since configurations refer to it; nothing that would have other code run."""
+    named = {word for path in paths for word in re.findall(r"[A-Za-z_]\w*", read(path) or "", re.ASCII)}
     pairs = (item.partition("=") for item in (read(f"/proc/{pid}/environ") or "").split("\0") if "=" in item)
-    return {key: value for key, _sign, value in pairs if key != "NOTIFY_SOCKET" and not key.startswith("HAPROXY_")}
+    return {"PATH": PATH, "LANG": "C.UTF-8", **{key: value for key, _sign, value in pairs if key in named and not STEERING.fullmatch(key)}}
 
 
 # HAProxy's other processes and their connections, by the kernel, where no master socket tells of them

@@ -38,6 +38,9 @@ MASTER_SOCKET = "/run/haproxy-master.sock"
 UNJUDGED = ("", "INI", "off")
 """Words for a check that has not spoken yet: HAProxy sends traffic to such a server, dead or alive (facts 1.3)."""
 
+PASSED = ("L4OK", "L6OK", "L7OK", "PROCOK")
+"""Words for a check that has passed, the last of an external one. L7OKC is not among them: such a server asks to be left out."""
+
 STREAM = re.compile(r" fe=(\S+) be=(\S+) srv=(\S+) .*? scf=\[[^]]*fd=(-?[0-9]+)")
 """A line of `show sess`: front end, backend, server and the descriptor of the client's connection."""
 
@@ -71,7 +74,7 @@ def read(name: str, states: str, stats: str) -> Tuple[Server, ...]:
         full = int(stat.get("check_rise") or 0) + int(stat.get("check_fall") or 0) - 1
         check = (stat.get("check_status") or "").replace("* ", "")
         up = operation == 2 and (
-            verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in ("L4OK", "L6OK", "L7OK") or not checking & 0x2
+            verdict == 3 and health == full > 0 and checking & 0xC == 0x4 and check in PASSED or not checking & 0x2
         )
         found.append(Server(
             name=row[3], address=row[4], port=int(row[18]), id=int(row[2]), weight=weight,
@@ -522,7 +525,7 @@ class Backend:
                 # Past the deadline only the current worker has a say, which would not delete a server that it still uses.
                 seen, target = self._begin(options, lease, adopt, options_for, everywhere=not late)
                 servers = target.servers if servers is None else servers
-                self._judge(servers, target, seen, lease)
+                self._judge(servers, target, options, seen, lease)
                 target = replace(target, head=_headed(target.head, lease, live, next_release))
                 if not outcome.actions:
                     self._may_leave(seen, target, servers, lease)
@@ -581,7 +584,7 @@ class Backend:
             current = fragments.with_servers(self._fragment(lease) or current, ())
             admitted(self.name, self.host, current.head, lease, False)
             info = self.client.info()
-            if files.validate(info.pid, self.path, None) is not None:
+            if files.validate(info, self.path, None) is not None:
                 # A front end refers to it: without the backend HAProxy would not start.
                 self._write(replace(current, head=_headed(current.head, lease, 0)), outcome)
                 return outcome
@@ -603,18 +606,18 @@ class Backend:
             current = self._fragment()
             seen = self.seen(out=asked)
             listed = {place(server) for server in (*seen.servers, *(current.servers if current else ()))}
-            written = set() if current else self._written(seen.info.pid)
+            written = set() if current else self._written(seen.info)
             out = [server for server in asked if place(server) not in listed and server.name not in written]
             return receipts(seen, out, {}, "lingering")
 
-    def _written(self, pid: int) -> Set[str]:
+    def _written(self, info: Info) -> Set[str]:
         """The names of the servers that any of HAProxy's files gives this backend: it may have forgotten some until its next reload."""
-        words = (line.split() for _path, section in self._sections(pid) for line in section.lines)
+        words = (line.split() for _path, section in self._sections(info) for line in section.lines)
         return {line[1] for line in words if line[0] == "server" and len(line) > 1}
 
-    def _sections(self, pid: int) -> List[Tuple[str, fragments.Section]]:
+    def _sections(self, info: Info) -> List[Tuple[str, fragments.Section]]:
         """Where HAProxy's files have a backend of this name."""
-        found = ((path, section) for path in files.listing(pid) for section in fragments.sections(files.read(path) or ""))
+        found = ((path, section) for path in files.listing(info) for section in fragments.sections(files.read(path) or ""))
         return [(path, section) for path, section in found if section.keyword in ("backend", "listen") and section.name == self.name]
 
     def _begin(
@@ -637,8 +640,8 @@ class Backend:
         return seen, current
 
     def _adopted(self, seen: Seen, options: Mapping[str, Any], adopt: bool) -> Fragment:
-        files.listed(seen.info.pid, self.path, self.config, self.config_dir)
-        for path, section in self._sections(seen.info.pid):
+        files.listed(seen.info, self.path, self.config, self.config_dir)
+        for path, section in self._sections(seen.info):
             if os.path.realpath(path) != os.path.realpath(self.path):
                 raise RefusedError(
                     self.what, f"it stands in {path}, line {section.number}",
@@ -655,8 +658,12 @@ class Backend:
             return Fragment(self.name, options=options)
         return fragments.adopt(self.name, text, seen.servers, options)
 
-    def _judge(self, wanted: Sequence[Server], current: Fragment, seen: Seen, lease: Optional[Head]) -> None:
-        found = fragments.mistakes(self.name, wanted, current.options, seen.info.release)
+    def _judge(
+        self, wanted: Sequence[Server], current: Fragment, options: Optional[Mapping[str, Any]], seen: Seen, lease: Optional[Head],
+    ) -> None:
+        # What stands there HAProxy has accepted, though it might not be accepted from anybody today.
+        judged = {"cookie": current.options.get("cookie")} if options is None else options
+        found = fragments.mistakes(self.name, wanted, judged, seen.info.release)
         if lease is not None and lease.ledger and not lease.fleet:
             found.append("lease: it names no fleet")
         if found:
@@ -670,13 +677,13 @@ class Backend:
         doomed = target.adopted if lease is not None and lease.ledger else ()
         rest = [server for server in servers if server.name not in doomed]
         leaving = [server.name for server in target.servers if not _listed(server, rest)]
-        texts = (files.read(path) or "" for path in files.listing(seen.info.pid)) if leaving else ()
+        texts = (files.read(path) or "" for path in files.listing(seen.info)) if leaving else ()
         if not any(fragments.REFERENCE.search(re.sub(r"[\"'\\]", "", text)) for text in texts):
             return
         with files.candidate(self.path, fragments.render(fragments.with_servers(target, rest)), elsewhere=True) as path:
-            complaint = files.validate(seen.info.pid, self.path, path)
+            complaint = files.validate(seen.info, self.path, path)
         # What is broken already is no reason to stop half-way.
-        if complaint is not None and files.validate(seen.info.pid, self.path, self.path) is None:
+        if complaint is not None and files.validate(seen.info, self.path, self.path) is None:
             raise RefusedError(
                 self.what, f"HAProxy would not start without {', '.join(leaving)}: {complaint}",
                 "Nothing was changed. Take the line that refers to it away, and reload HAProxy.",
@@ -687,7 +694,9 @@ class Backend:
         current = self._fragment()
         if current is None or fragments.shape(current) != fragments.shape(target):
             target = replace(target, stale=seen.info.identity)
-        due = not seen.exists or target.stale == seen.info.identity
+        names = {server.name for server in seen.servers}
+        missing = [server.name for server in target.servers if server.name not in names] if fragments.external(target) else []
+        due = not seen.exists or target.stale == seen.info.identity or bool(missing)
         if due:
             self._can_reload()
         before = self._write(target, outcome)
@@ -720,7 +729,10 @@ class Backend:
         )
 
     def _next(self, seen: Seen, target: Fragment, stuck: Collection[str]) -> List[str]:
-        return commands(self.name, seen.servers, target.servers, target.options, seen.info.release, stuck)
+        lines = commands(self.name, seen.servers, target.servers, target.options, seen.info.release, stuck)
+        if fragments.external(target) and any(line.startswith("add server ") for line in lines):
+            raise RefusedError(self.what, "somebody has deleted a server that was just loaded", "Run it again; see who else changes it.")
+        return lines
 
     def _write(self, target: Fragment, outcome: Outcome) -> Optional[str]:
         """Write the fragment where its text differs, after HAProxy has accepted it; returns the text before.
@@ -728,6 +740,9 @@ class Backend:
         A fence alone is no change that anybody asked for, so that running a verb twice changes nothing the second time.
         """
         before, after = files.read(self.path), fragments.render(target)
+        wrong = fragments.too_long(after)
+        if wrong:
+            raise RefusedError(self.what, wrong, "Nothing was changed. Write what its servers share into a default-server line above it.")
         outcome.before = (before or "") if outcome.before is None else outcome.before
         outcome.after = after
         if before == after:
@@ -736,10 +751,10 @@ class Backend:
             outcome.actions.append(f"wrote {self.path}")
         with files.candidate(self.path, after, elsewhere=self.check_mode) as path:
             if before is None or not _fewer(before, after):
-                pid = self.client.info().pid
-                files.listed(pid, self.path, self.config, self.config_dir)
-                self._inherits_nothing(pid)
-                complaint = files.validate(pid, self.path, path)
+                info = self.client.info()
+                files.listed(info, self.path, self.config, self.config_dir)
+                self._inherits_nothing(info)
+                complaint = files.validate(info, self.path, path)
                 if complaint is not None:
                     raise RefusedError(
                         self.what, f"HAProxy does not accept the new configuration: {complaint}",
@@ -749,8 +764,8 @@ class Backend:
                 files.replace(path, self.path)
         return before
 
-    def _inherits_nothing(self, pid: int) -> None:
-        paths = [os.path.realpath(path) for path in files.listing(pid, self.path)]
+    def _inherits_nothing(self, info: Info) -> None:
+        paths = [os.path.realpath(path) for path in files.listing(info, self.path)]
         given = fragments.lasting({path: files.read(path) or "" for path in paths}, os.path.realpath(self.path))
         if given:
             raise RefusedError(

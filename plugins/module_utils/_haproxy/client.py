@@ -15,8 +15,9 @@ from __future__ import annotations
 import errno
 import re
 import socket
+import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import List, Optional, Tuple
 
 from .._errors import RefusedError, UnreachableError
@@ -42,11 +43,15 @@ HINTS = (
 
 @dataclass(frozen=True)
 class Info:
-    """The worker that answers: its process id, its version and when it was started (seconds since 1970)."""
+    """The worker that answers: its process id, its version and when it was started (seconds since 1970).
+
+    opener is the user id of whoever opened the socket, by the kernel's word; the others are the answer's own.
+    """
 
     pid: int
     version: str
     started: int = 0
+    opener: int = -1
 
     @property
     def release(self) -> Tuple[int, int]:
@@ -95,6 +100,7 @@ class Client:
                 with _Connection(self.path, deadline, patience) as line:
                     info = _info(line.ask("show info"), self.path)
                     if info is not None:
+                        info = replace(info, opener=line.opener())
                         replies = []
                         for command in commands:
                             begun = begun or not command.startswith("show ")
@@ -248,6 +254,10 @@ class _Connection:
 
     def __exit__(self, *_exc: object) -> None:
         self.socket.close()
+
+    def opener(self) -> int:
+        """The user id of the process that listened there first; a reload hands the socket on, and dropping root changes nothing of it."""
+        return int(struct.unpack("3i", self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1])
 
     def ask(self, command: str) -> str:
         try:

@@ -22,14 +22,41 @@ import ipaddress
 import json
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .._errors import InvalidError, RefusedError
 from .._model import Head, Server, from_dict, to_dict
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 TIME = re.compile(r"([1-9][0-9]*)(us|ms|s|m|h|d)")
-WORD = re.compile(r"[^\s\x00-\x1f\x7f'\"\\#$;]+")
+LONGEST = 2**31 - 1
+"""Milliseconds: HAProxy takes no longer time."""
+
+WORD = re.compile(r"[!%&()*+,\-./0-9:=>?@A-Z\[\]^_`a-z{|}~]{1,1000}")
+"""ASCII, since HAProxy's CLI gets it too, and nothing that would be more than one word there or in the file."""
+
+WORDS = 64
+"""HAProxy refuses a longer line of a file, and 2.6 drops the rest of a longer command without a word."""
+
+_PIECE = (
+    r"[^\s\\'\"#]|\\(?:x[0-9A-Fa-f]{2}|[^x])|'[^']*'|"
+    r'"(?:[^"\\$]|\\(?:x[0-9A-Fa-f]{2}|[^x])|\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*(?:\[\*\])?(?:-[^}]*)?\}))*"'
+)
+_QUOTED = re.compile(rf"(?:{_PIECE})+(?=[\s#]|$)", re.ASCII)
+_EXPRESSION = r"[a-z][\w.-]*(?:\([^()\s]*\))?(?:,[a-z][\w.-]*(?:\([^()\s]*\))?)*"
+_SNI = re.compile(rf"[A-Za-z0-9._-]+|(?=.*\()(?!str\([^)]*,){_EXPRESSION}", re.ASCII)
+_ALPN = re.compile(r"[^,]{1,255}(,[^,]{1,255})*")
+_NUMBER = "[1-9][0-9]{0,8}"
+_ARGUMENTS = {
+    "random": (rf"(\({_NUMBER}\))?", "random or random(NUMBER)"),
+    "uri": (rf"( (len|depth) {_NUMBER}| whole| path-only)*", "uri, or uri with len NUMBER, depth NUMBER, whole or path-only"),
+    "url_param": (rf" \S+( check_post( {_NUMBER})?)?", "url_param and the parameter's name"),
+    "hdr": (r"\([^)]+\)( use_domain_only)?", "hdr(NAME) with the header's name"),
+    "rdp-cookie": (r"(\([^)]+\))?", "rdp-cookie or rdp-cookie(NAME)"),
+    "hash": (rf" {_EXPRESSION}", "hash and an expression, such as hash req.hdr(x-user)"),
+}
+"""What may follow an algorithm, and how to write it; the others stand alone."""
+
 DYNAMIC = ("roundrobin", "leastconn", "random", "first")
 HASHED = ("source", "uri", "url_param", "hdr", "rdp-cookie", "hash")
 _BALANCE = re.compile(r"([a-z_-]+)(\([^\s\x00-\x1f\x7f()'\"\\#]*\))?( +[^\s\x00-\x1f\x7f'\"\\#$;]+)*")
@@ -50,7 +77,8 @@ OPTIONS: Dict[str, Any] = {
     "rise": {"type": "int"},
     "fall": {"type": "int"},
     "server": {"type": "dict", "options": {
-        "ssl": {"type": "bool"}, "ca_file": {"type": "str"}, "sni": {"type": "str"}, "alpn": {"type": "str"},
+        "ssl": {"type": "bool"}, "verify": {"type": "str", "choices": ["required", "none"]}, "ca_file": {"type": "str"},
+        "sni": {"type": "str"}, "alpn": {"type": "str"},
         "send_proxy_v2": {"type": "bool"}, "maxconn": {"type": "int"},
     }},
     "cookie": {"type": "str"},
@@ -88,6 +116,7 @@ _ADOPTED = "# adopted"
 @dataclass(frozen=True)
 class Fragment:
     """A backend. kept are lines found when it was adopted; adopted maps the names of somebody else's servers to their own words.
+    settled are those of them that the collection itself wrote, so that an earlier `defaults` does not reach them, as it does not ours.
 
     stale names the worker (see `Info.identity`) that runs without the settings written here, so that a crash between writing and
     reloading is noticed: as long as that very process answers, a reload is due.
@@ -101,6 +130,7 @@ class Fragment:
     servers: Tuple[Server, ...] = ()
     kept: Tuple[str, ...] = ()
     adopted: Mapping[str, str] = field(default_factory=dict, hash=False)
+    settled: FrozenSet[str] = frozenset()
     stale: str = ""
     elders: Tuple[str, ...] = ()
     former: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -138,7 +168,7 @@ def render(fragment: Fragment) -> str:
 
 
 def _server_lines(fragment: Fragment) -> List[str]:
-    """Somebody else's first, since a default-server reaches the servers after it and theirs may live on what a `defaults` gives them."""
+    """What somebody else wrote first, since it may live on what a `defaults` gives, and a default-server reaches the servers after it."""
     lines = (*fragment.kept, *(fragment.options.get("options") or ()))
     made = {True: [_STATELESS], False: [_NEUTRAL, *(line for line in lines if line.split()[0] == "default-server")]}
     for server in fragment.servers:
@@ -154,7 +184,7 @@ def _server_lines(fragment: Fragment) -> List[str]:
         else:
             line = f"server {server.name} {own} id {server.id} weight {weight}"
             mark = f" {_ADOPTED} {server.address} {server.port}{mark}"
-        made[own is not None].append(line + (" disabled" if server.state == "maint" else "") + mark)
+        made[own is not None and server.name not in fragment.settled].append(line + (" disabled" if server.state == "maint" else "") + mark)
     return made[True] + made[False]
 
 
@@ -228,6 +258,14 @@ def _key(line: str) -> str:
     if words[:1] == ["no"]:
         words = words[1:]
     return " ".join(words[: 2 if words[:1] and words[0] in ("timeout", "option") else 1])
+
+
+def external(fragment: Fragment) -> bool:
+    """Whether a program of the balancer's checks the servers. Such a server must come with the file: one that is added at run time
+    crashes HAProxy at its first check, as only loading prepares the program's arguments (seen on 2.6.12, read in later ones).
+    """
+    lines = (*fragment.kept, *(fragment.options.get("options") or ()))
+    return any(line.split()[:2] == ["option", "external-check"] for line in lines)
 
 
 def address(server: Server) -> str:
@@ -305,21 +343,25 @@ def _parse(text: str, lines: Sequence[str]) -> Fragment:
     kept: List[str] = []
     servers: List[Server] = []
     adopted: Dict[str, str] = {}
-    keeping = False
+    settled: Set[str] = set()
+    keeping = neutral = False
     for line in body:
+        neutral = neutral or line == _NEUTRAL
         if line.startswith("server "):
             keeping = False
             server, own = _read_server(line)
             servers.append(server)
             if own is not None:
                 adopted[server.name] = own
+                settled |= {server.name} if neutral else set()
         elif line in (_KEPT.strip(), _STATELESS):
             keeping = line != _STATELESS
         elif keeping:
             kept.append(line)
     return Fragment(
         name=found[0].name, head=from_dict(Head, told), options=stored.get("options") or {}, servers=tuple(servers), kept=tuple(kept),
-        adopted=adopted, stale=stored.get("stale", ""), elders=tuple(stored.get("elders") or ()), former=stored.get("former") or {},
+        adopted=adopted, settled=frozenset(settled), stale=stored.get("stale", ""),
+        elders=tuple(stored.get("elders") or ()), former=stored.get("former") or {},
     )
 
 
@@ -339,12 +381,11 @@ def _read_server(line: str) -> Tuple[Server, Optional[str]]:
 
 
 def estranged(fragment: Fragment) -> Fragment:
-    """The fragment with its servers as somebody else's, each in the words that it has now."""
+    """The fragment with its servers as somebody else's, each in the words that it has now and where it stands now."""
     lines = [line.split() for line in _server_lines(fragment)]
-    own = {line[1]: _own_words(line[2:]).partition(" ") for line in lines if line[0] == "server"}
-    settled = _NEUTRAL.partition(" ")[2]
-    adopted = {name: f"{place} {settled} {words}" for name, (place, _space, words) in own.items()}
-    return replace(fragment, adopted={**adopted, **fragment.adopted}, elders=(), former={})
+    own = {line[1]: _own_words(line[2:]) for line in lines if line[0] == "server"}
+    settled = fragment.settled.union(own) - (set(fragment.adopted) - fragment.settled)
+    return replace(fragment, adopted={**own, **fragment.adopted}, settled=settled, elders=(), former={})
 
 
 def sections(text: str) -> List[Section]:
@@ -417,7 +458,8 @@ def adopt(name: str, text: str, observed: Sequence[Server], options: Mapping[str
 
 def _decided(options: Mapping[str, Any]) -> Set[str]:
     """The keys of the lines that the options state, and not only our defaults."""
-    check = {"option httpchk", "http-check", "option tcp-check", "tcp-check"} if (options.get("check") or {}).get("path") else set()
+    checks = {"http-check", "tcp-check", "external-check", *(f"option {kind}" for kind in _CHECKS)}
+    check = checks if (options.get("check") or {}).get("path") else set()
     timeouts = {f"timeout {key.replace('_', '-')}" for key, value in (options.get("timeouts") or {}).items() if value}
     balance = {"balance"} if options.get("balance") else set()
     return {"mode", _key(_STATELESS), *balance, *timeouts, *check, *(_key(line) for line in options.get("options") or ())}
@@ -448,21 +490,64 @@ def algorithm(balance: str) -> str:
     return found.group(1) if found else ""
 
 
-def balance_mistake(balance: str, lines: Sequence[str] = ()) -> str:
+def balance_mistake(balance: str, lines: Sequence[str] = (), mode: str = "http") -> str:
     """What is wrong with an algorithm and what to write instead; empty where nothing is. lines are the backend's further ones.
 
     It must take servers at run time (facts 1.1), as an algorithm that hashes does with `hash-type consistent`. That line is ours to add,
     so that nobody has to know of it; a line of the user's own, with another function for example, takes its place.
     """
     name = algorithm(balance)
-    if not balance or name in DYNAMIC:
+    if not balance:
         return ""
-    if name not in HASHED:
+    if name not in (*DYNAMIC, *HASHED):
         cause = "takes no new servers while HAProxy runs" if name == "static-rr" else "is no algorithm of HAProxy"
         return f"{cause}; write {', '.join(DYNAMIC)}, or one that hashes: {', '.join(HASHED[:-1])} or {HASHED[-1]}"
+    form, usage = _ARGUMENTS.get(name, ("", f"{name}, and nothing after it"))
+    if not re.fullmatch(form, " ".join(balance.split())[len(name):]):
+        return f"has other arguments than it takes; write {usage}"
+    if name in ("uri", "url_param", "hdr") and mode == "tcp":
+        return "needs mode http, and HAProxy would take roundrobin instead; write source"
     types = [line.split()[1:2] for line in lines if line.split()[:1] == ["hash-type"]]
-    if types and types[-1] != ["consistent"]:
+    if name in HASHED and types and types[-1] != ["consistent"]:
         return "takes no new servers while HAProxy runs with another hash-type than consistent; leave that line out"
+    return ""
+
+
+def line_mistake(line: str) -> str:
+    """What keeps HAProxy from reading a line of a backend as its words, and what to write instead; empty where nothing does."""
+    words, rest = 0, line.strip(" \t")
+    if not re.match(r"[A-Za-z][\w-]*(\s|$)", rest, re.ASCII):
+        return "does not begin with a keyword of HAProxy; write one line of a backend for each item"
+    while rest and not rest.startswith("#"):
+        found = _QUOTED.match(rest)
+        if not found:
+            return f"cannot be read from {rest[:40]!r} on; close quotes and braces, and write \\\\ for a backslash and \\$ for a quoted $"
+        words, rest = words + 1, rest[found.end():].strip(" \t")
+    return f"has {words} words, and HAProxy reads {WORDS}; write several lines, or name a file with the values" if words > WORDS else ""
+
+
+def unverified(options: Mapping[str, Any]) -> str:
+    """Why it is not said how certificates are verified, with the remedy; empty where it is, or where there is no TLS.
+
+    Options that stand in a fragment already may leave it open, as they could in the first versions, and mean `verify: none`.
+    """
+    server = options.get("server") or {}
+    if not server.get("ssl"):
+        return ""
+    if server.get("verify") == "none":
+        return "server.verify: none, and yet there is a ca_file; take one of them away" if server.get("ca_file") else ""
+    if server.get("ca_file"):
+        return ""
+    return "server.ssl: without ca_file no certificate would be verified; name the authorities' file, or write verify: none"
+
+
+def too_long(text: str) -> str:
+    """Which server's line in a fragment has more words than HAProxy reads, with the `disabled` that it may get; empty where none has."""
+    for line in text.splitlines():
+        words = line.partition("#")[0].split()
+        count = len(words) + (words[:1] == ["server"] and "disabled" not in words)
+        if count > WORDS:
+            return f"the line of {' '.join(words[:2])} would have {count} words, and HAProxy reads {WORDS}"
     return ""
 
 
@@ -473,7 +558,7 @@ def mistakes(name: str, servers: Sequence[Server], options: Mapping[str, Any], v
     for key in options:
         if key not in OPTIONS:
             found.append(f"options: unknown {key!r}; known are {', '.join(OPTIONS)}")
-    found += _setting_mistakes(options)
+    found += setting_mistakes(options)
     if options.get("cookie") and version < (3, 0):
         found.append(
             f"cookie: HAProxy {version[0]}.{version[1]} can give no cookie to a server that is added at run time, 3.0 can; "
@@ -512,34 +597,51 @@ def _is_address(text: str) -> bool:
         return False
 
 
-def _setting_mistakes(options: Mapping[str, Any]) -> List[str]:
+def setting_mistakes(options: Mapping[str, Any]) -> List[str]:
+    """What HAProxy would not take of the options or would take for something else, of whatever version; each line begins with the key."""
     found: List[str] = []
-    if options.get("mode") not in (None, "http", "tcp"):
-        found.append(f"mode: {options['mode']!r}; write http or tcp")
-    wrong = balance_mistake(options.get("balance") or "", options.get("options") or ())
+    mode = options.get("mode") or "http"
+    lines = [line for line in options.get("options") or () if line is not None]
+    if mode not in ("http", "tcp"):
+        found.append(f"mode: {mode!r}; write http or tcp")
+    wrong = balance_mistake(options.get("balance") or "", lines, mode)
     if wrong:
         found.append(f"balance: {options['balance']!r} {wrong}")
     times = {"inter": options.get("inter"), **{f"timeouts.{key}": value for key, value in (options.get("timeouts") or {}).items()}}
-    found += [f"{key}: {value!r} is no time; write it with its unit, such as 500ms or 2s" for key, value in times.items()
-              if value is not None and not TIME.fullmatch(str(value))]
-    found += [f"{key}: {options[key]!r}; write a number from 1" for key in ("rise", "fall")
-              if options.get(key) is not None and not (isinstance(options[key], int) and options[key] >= 1)]
+    for key, value in times.items():
+        if value is not None and not TIME.fullmatch(str(value)):
+            found.append(f"{key}: {value!r} is no time; write it with its unit, such as 500ms or 2s")
+        elif value is not None and seconds(str(value)) * 1000 > LONGEST:
+            found.append(f"{key}: {value!r} is longer than HAProxy takes; write at most 24d")
     server = options.get("server") or {}
     check = options.get("check") or {}
+    numbers = {"rise": options.get("rise"), "fall": options.get("fall"), "server.maxconn": server.get("maxconn")}
+    found += [f"{key}: {value!r}; write a number from 1" for key, value in numbers.items()
+              if value is not None and not (isinstance(value, int) and 1 <= value <= 10**9)]
     words = {"check.path": check.get("path"), "check.host": check.get("host"), "cookie": options.get("cookie"),
              **{f"server.{key}": server.get(key) for key in ("ca_file", "sni", "alpn")}}
-    found += [f"{key}: {value!r} is not one word without quotes, backslash, #, $ and ;" for key, value in words.items()
-              if value and not WORD.fullmatch(str(value))]
+    for key, value in words.items():
+        if value and not WORD.fullmatch(str(value)):
+            found.append(f"{key}: {value!r} is not one word of ASCII, without quotes, backslash, <, #, $ and ;")
+        elif value and key == "server.sni" and not _SNI.fullmatch(value):
+            found.append(f"{key}: {value!r} is neither a host name nor an expression; write shop.example.org or req.hdr(host)")
+        elif value and key == "server.alpn" and not _ALPN.fullmatch(value):
+            found.append(f"{key}: {value!r} is no list of protocols; write for example h2,http/1.1")
     if check.get("path") and not str(check["path"]).startswith("/"):
         found.append(f"check.path: {check['path']!r} does not begin with /")
+    wrong = unverified(options)
+    found += [wrong] if wrong else []
     status = check.get("status")
     for item in status if isinstance(status, (list, tuple)) else [status]:
         if item not in (None, "") and not re.fullmatch(r"[1-5]\d\d(-[1-5]\d\d)?(,[1-5]\d\d(-[1-5]\d\d)?)*", str(item)):
             found.append(f"check.status: {item!r}; write 200, [200, 204] or 200-399")
-    for line in options.get("options") or ():
+    for line in lines:
         first = (line.split() or [""])[0]
-        if not first or "\n" in line or "\r" in line or first in (*SECTIONS, "server", "server-template") or first.startswith((".", "#")):
+        wrong = line_mistake(line)
+        if not first or "\n" in line or "\r" in line or first in (*SECTIONS, "server", "server-template"):
             found.append(f"options: {line!r} is no line of a backend that could be added")
+        elif wrong:
+            found.append(f"options: {line!r} {wrong}")
     return found
 
 
@@ -553,5 +655,5 @@ def with_servers(fragment: Fragment, servers: Sequence[Server]) -> Fragment:
     elders = tuple(name for name in fragment.elders if name in names)
     return replace(
         fragment, servers=bare, adopted={key: value for key, value in fragment.adopted.items() if key in names},
-        elders=elders, former=fragment.former if elders else {},
+        settled=fragment.settled & names, elders=elders, former=fragment.former if elders else {},
     )

@@ -246,7 +246,7 @@ class DockerProvider:
             raise RefusedError(
                 f"engine {engine.name}", f"{len(instances)} instances of {in_words(options['memory'])} need {in_words(need)}, but of "
                 f"{in_words(total)} the running fleets may use {in_words(sum(limits))}",
-                "Lower fleet_docker.memory or fleet_size, take strategy rolling, or add an engine to fleet_docker.hosts",
+                "Lower fleet_docker.memory or fleet_size, or add an engine to fleet_docker.hosts",
             )
 
     def create(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
