@@ -13,7 +13,7 @@ from typing import Any, Dict
 from ansible.errors import AnsibleError
 
 from ..module_utils._errors import FleetError, UnreachableError
-from ..module_utils._haproxy.face import PLACES
+from ..module_utils._haproxy.face import PLACES, compact
 from ..module_utils._model import Balancer, to_dict
 from ._action import FleetAction, Result, Work
 
@@ -37,6 +37,9 @@ class BalancerAction(FleetAction):
             if key != "name" and not params.get(key):
                 params[key] = self._variable(f"haproxy_{key}", host, task_vars)
         self._task.args = {key: value for key, value in params.items() if value is not None}
+        if params.get("options"):
+            # A module refuses None where there are choices, and that is what Ansible makes of an option within that was not given.
+            self._task.args["options"] = compact(params["options"])
         try:
             result = self.on_host(work, {**params, "host": host}, task_vars)
         except (FleetError, AnsibleError) as error:
