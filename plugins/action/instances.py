@@ -14,7 +14,7 @@ from ..module_utils._errors import InvalidError
 from ..module_utils._model import Instance, Registration, Step, from_dict, to_dict
 from ..module_utils._providers.base import Permit
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import read, revived
+from ..plugin_utils._definition import read_again, revived
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger
 from ..plugin_utils._placement import addressed, reservations
@@ -24,16 +24,12 @@ class ActionModule(FleetAction):
     ARGUMENTS = _instances.ARGUMENTS
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        record = params["release"].get("definition")
-        if record:
-            # The instances of an earlier release are started from what was recorded of it, with the secrets of today.
-            definition, _goal = read(task_vars, self._templar)
-            former = revived(definition, record)
-            params.update(options=dict(former.options), port=former.port)
         leased = bool(params["lease"].get("fence")) and not self._task.check_mode
         if params["record"] and not params["lease"]:
             raise InvalidError([f"record: {params['record']} is written under a lease only; give the lease"])
         with guarded(params["lease"]):
+            if leased and params["release"].get("number"):
+                self._take_what_was_recorded(from_dict(Lease, params["lease"]), params, task_vars)
             if leased and params["record"]:
                 lease = from_dict(Lease, params["lease"])
                 Ledger(lease.url, lease.state_dir).record(lease, params["record"])
@@ -45,6 +41,14 @@ class ActionModule(FleetAction):
         if not self._task.diff:
             result.pop("diff", None)
         return result
+
+    def _take_what_was_recorded(self, lease: Lease, params: Dict[str, Any], task_vars: Dict[str, Any]) -> None:
+        """The instances of a release are made from what the ledger recorded of it, with the secrets of today."""
+        history = Ledger(lease.url, lease.state_dir).history(lease.fleet)
+        record = next((row.definition for row in history.releases if row.number == params["release"]["number"]), None)
+        if record:
+            former = revived(read_again(task_vars, self._templar), record)
+            params.update(options=dict(former.options), port=former.port)
 
     def _keep(self, lease: Lease, params: Mapping[str, Any], result: Result) -> None:
         """What the ledger has to know of instances that were stopped, or that have told their addresses."""

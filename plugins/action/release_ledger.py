@@ -19,7 +19,7 @@ from ..module_utils._errors import InvalidError, LeaseError
 from ..module_utils._instances import connect
 from ..module_utils._model import Definition, Instance, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import told, wanted
+from ..plugin_utils._definition import shown_ledger, told, wanted
 from ..plugin_utils._executor import state_folder
 from ..plugin_utils._ledger import Lease, Ledger
 
@@ -33,12 +33,13 @@ class ActionModule(FleetAction):
             definition, goal = wanted(task_vars, self._templar, params["verb"])
             fleet = told(definition, goal, task_vars)
         else:
-            definition = from_dict(Definition, {"image": "", "port": 0, **params["definition"]})
+            params["definition"] = {"image": "", "port": 0, **params["definition"]}
+            definition = self.whole(params, task_vars) if params["instances"] else from_dict(Definition, params["definition"])
         ledger = Ledger(definition.ledger, definition.state_dir)
         if params["state"] == "held":
             return {**self._hold(definition, ledger, task_vars), **fleet, "former": _former(definition, ledger, task_vars)}
         if self._task.check_mode or not params["lease"].get("fence"):
-            return {"changed": False, "lease": params["lease"]}
+            return {"changed": False, "lease": _shown(params["lease"])}
         lease = from_dict(Lease, params["lease"])
         if params["state"] == "free":
             ledger.give_back(lease)
@@ -49,7 +50,7 @@ class ActionModule(FleetAction):
         if instances:
             verify(instances, connect(definition.provider, definition.options))
         ledger.record(lease, params["record"], params["reason"], params["release"])
-        return {"changed": True, "lease": params["lease"], "_ansible_no_log": ledger.has_password}
+        return {"changed": True, "lease": _shown(params["lease"])}
 
     def _hold(self, definition: Definition, ledger: Ledger, task_vars: Mapping[str, Any]) -> Result:
         if self._task.check_mode:
@@ -69,8 +70,12 @@ class ActionModule(FleetAction):
                 ledger.give_back(lease)
                 raise LeaseError(f"fleet {definition.name}", f"the run that asked for it, process {run}, has ended", "Run it again")
             self.say(f"{definition.name}  lease {lease.fence} taken ({lease.holder})")
-        # The result is for the tasks that follow; where the URL holds a password, nobody sees it printed.
-        return {"changed": False, "lease": {**to_dict(lease), "monotonic": time.monotonic()}, "_ansible_no_log": ledger.has_password}
+        return {"changed": False, "lease": {**_shown(to_dict(lease)), "monotonic": time.monotonic()}}
+
+
+def _shown(lease: Mapping[str, Any]) -> Dict[str, Any]:
+    """A lease for the tasks that follow: they read the password of its URL in the fleet's variables."""
+    return {**lease, "url": shown_ledger(lease["url"])} if lease.get("url") else dict(lease)
 
 
 def _former(definition: Definition, ledger: Ledger, task_vars: Mapping[str, Any]) -> list[Dict[str, str]]:

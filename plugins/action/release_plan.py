@@ -30,7 +30,7 @@ from ..module_utils._model import (
 from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
-from ..plugin_utils._definition import definition_hash, recorded, revived
+from ..plugin_utils._definition import definition_hash, published, recorded, revived
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger, timestamp
 from ..plugin_utils._planner import plan
@@ -42,7 +42,7 @@ class ActionModule(FleetAction):
     ARGUMENTS = _arguments.RELEASE_PLAN
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
-        definition = from_dict(Definition, params["definition"])
+        definition = self.whole(params, task_vars)
         world = World(
             instances=tuple(from_dict(Instance, item) for item in params["instances"]),
             balancers=tuple(from_dict(Balancer, item) for item in params["balancers"]),
@@ -54,11 +54,12 @@ class ActionModule(FleetAction):
     def _decide(self, definition: Definition, world: World, params: Mapping[str, Any]) -> Result:
         lease = params["lease"]
         ledger = Ledger(definition.ledger, definition.state_dir)
-        goal = _goal(params, definition_hash(definition, ledger.secret))
+        key = ledger.secret or os.urandom(32)  # no ledger yet: no hash of a secret is without a key
+        goal = _goal(params, definition_hash(definition, key))
         history = self._known(definition, ledger.history(definition.name), params)[0]
         if goal.verb == "rollback":
             world = self._trusted(definition, world, history)
-        made = _told(plan(definition, world, history, goal), recorded(definition, ledger.secret), definition.size)
+        made = _told(plan(definition, world, history, goal), recorded(definition, key), definition.size)
         for line in _story.plan_lines(definition, history, made):
             self.say(f"{definition.name}  {line}")
         created = tuple(item for wave in made.waves for step in wave if step.kind == "create" for item in step.instances)
@@ -73,7 +74,7 @@ class ActionModule(FleetAction):
         elif made.release and made.release not in history.releases and lease.get("fence") and not check:
             with ledger.planning(from_dict(Lease, lease)) as view:
                 view.remember(made.release)
-        result = _result(definition, history, made)
+        result = _result(definition, history, made, key)
         result["opened"] = bool(made.waves) and not check and bool(lease)
         if self._task.diff:
             result["diff"] = {"prepared": "\n".join(_story.wave_lines(made.waves))}
@@ -134,7 +135,9 @@ def _told(made: Plan, definition: Mapping[str, Any], size: int) -> Plan:
     return replace(made, release=replace(made.release, definition={**definition, "size": size}))
 
 
-def _result(definition: Definition, history: History, made: Plan) -> Result:
+def _result(definition: Definition, history: History, made: Plan, key: bytes) -> Result:
+    if made.release is not None:
+        made = replace(made, release=replace(made.release, definition=published(made.release.definition, key)))
     instances = [item for wave in made.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
     return {
         "changed": bool(made.waves),

@@ -66,8 +66,11 @@ def _never_begun(failure: Mapping[str, Any]) -> Result:
 
 
 def _stats(outcome: Mapping[str, Any]) -> Dict[str, Any]:
-    """What workflows in AWX get to see: the same as the registered result."""
-    return {"data": {"release_result": dict(outcome)}, "per_host": False, "aggregate": False}
+    """What workflows in AWX get to see: the registered result, under a name of its own.
+
+    The next job has it as an extra variable, which outranks what that job registers: `release_result` would be the former job's there.
+    """
+    return {"data": {"phoenix_release": dict(outcome)}, "per_host": False, "aggregate": False}
 
 
 def _plan(data: Mapping[str, Any]) -> Plan:

@@ -100,7 +100,9 @@ options:
     description: The ports that may be published, below 32768, V(20000-24999) by default.
     type: str
   environment:
-    description: Environment variables of every instance, taken literally. Put secrets into O(secrets) instead.
+    description:
+      - Environment variables of every instance, taken literally. Put secrets into O(secrets) instead, since an engine shows an environment.
+      - No result shows it. The ledger of a fleet keeps it, as it keeps O(log_options), O(health) and O(command).
     type: dict
   secrets:
     description:
@@ -133,7 +135,7 @@ options:
     description: The log driver, by default the engine's.
     type: str
   log_options:
-    description: Options of the log driver.
+    description: Options of the log driver. No result shows them.
     type: dict
   health:
     description:
@@ -144,6 +146,8 @@ options:
     description: The polite signal, by default the image's.
     type: str
   command:
-    description: The command, as a list of words or one line, by default the image's.
+    description:
+      - The command, as a list of words or one line, by default the image's.
+      - No result shows it, but whoever lists processes on the engine's host sees it.
     type: raw
 """

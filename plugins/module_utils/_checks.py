@@ -32,6 +32,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, 
 from ._errors import DeadlineError, FleetError, InvalidError
 from ._model import Instance, LastWords, from_dict
 from ._providers.base import Provider
+from ._secrets import for_ansible
 
 STATUS = "200-399"
 """The statuses that pass where a check names none: those that HAProxy's own check takes."""
@@ -61,8 +62,7 @@ HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5}
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KEYS = {"http": ("path", "status", "body", "headers", "host", "scheme"), "tcp": (), "command": ()}
 
-ARGUMENTS: Dict[str, Any] = {
-    "instances": {"type": "list", "elements": "dict", "required": True},
+CHECKS: Dict[str, Any] = {
     "checks": {
         "type": "list", "elements": "dict", "default": [{"tcp": {}}], "options": {
             "http": {"type": "dict", "options": {
@@ -71,9 +71,13 @@ ARGUMENTS: Dict[str, Any] = {
                 "scheme": {"type": "str", "default": "http", "choices": ["http", "https"]},
             }},
             "tcp": {"type": "dict"},
-            "command": {"type": "list", "elements": "str"},
+            "command": {"type": "list", "elements": "str", "private": True},
         },
     },
+}
+ARGUMENTS: Dict[str, Any] = {
+    "instances": {"type": "list", "elements": "dict", "required": True},
+    **for_ansible(CHECKS),
     "timeout": {"type": "int", "default": 60},
     "fleet": {"type": "str"},
     "provider": {"type": "str", "choices": ["docker", "proxmox", "libvirt"]},
@@ -155,7 +159,7 @@ def _mistakes(check: Any, where: str) -> List[str]:
     if kind == "command":
         if isinstance(body, (list, tuple)) and body and all(isinstance(item, (str, int)) and "\0" not in str(item) for item in body):
             return []
-        return [f"{where}.command: {_form(body)} is not a command; write a list of words, such as [/usr/local/bin/probe, --quick]"]
+        return [f"{where}.command: this is not a command; write a list of words, such as [/usr/local/bin/probe, --quick]"]
     if body is not None and not isinstance(body, Mapping):
         return [f"{where}.{kind}: {_form(body)} is not a dictionary; write {kind}: {{}}"]
     found = []

@@ -15,10 +15,16 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ._errors import InvalidError, RefusedError, UnreachableError
 from ._model import Image, Instance, LastWords, from_dict, to_dict
+from ._providers import _docker_options, _libvirt_options, _proxmox_options
 from ._providers._marker import refuse_leased
 from ._providers.base import Blueprint, Journal, Permit, Provider
 
-PROVIDERS = ("docker", "proxmox", "libvirt")
+OPTIONS: Dict[str, Dict[str, Any]] = {
+    "docker": _docker_options.OPTIONS, "proxmox": _proxmox_options.OPTIONS, "libvirt": _libvirt_options.OPTIONS,
+}
+"""The specs of each provider's options."""
+
+PROVIDERS = tuple(OPTIONS)
 VERBS = ("observe", "provision", "decommission", "last_words")
 
 ARGUMENTS: Dict[str, Any] = {
@@ -76,7 +82,8 @@ def carry_out(
         # Planned instances have no id: who bears their names now is who speaks.
         found = {item.name: item for item in provider.observe(params["fleet"])}
         words = provider.last_words([found.get(item.name, item) for item in instances])
-        return {"changed": False, "last_words": [_spoken(item) for item in words], "folder": _keep(params["folder"], words, check_mode)}
+        folder = _keep(params["folder"], words, check_mode)
+        return {"changed": False, "last_words": [_spoken(item, bool(folder)) for item in words], "folder": folder}
     come = params["verb"] == "provision"
     result = {"changed": bool(instances or standby), "instances": [to_dict(item) for item in instances]}
     result["diff"] = _diff(come, instances, standby)
@@ -161,9 +168,14 @@ def told(instances: Sequence[Instance]) -> List[str]:
     return lines
 
 
-def _spoken(words: LastWords) -> Dict[str, Any]:
+def _spoken(words: LastWords, kept: bool) -> Dict[str, Any]:
+    """What a result tells. The description holds the instance's environment, and a log whatever the service said: where both are kept in a
+    folder, they are there and nowhere else.
+    """
     data = to_dict(words)
     data.pop("inspect")
+    if kept:
+        data.pop("log")
     return data
 
 

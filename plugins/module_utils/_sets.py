@@ -23,6 +23,7 @@ from ._errors import FleetError, InvalidError, RefusedError
 from ._model import Image, Instance, Pool, to_dict
 from ._providers._marker import refuse_leased
 from ._providers.base import Blueprint
+from ._secrets import for_ansible, leaves, replaced
 
 Say = Callable[[str], None]
 
@@ -71,16 +72,19 @@ class Face:
             "revision": {"type": "str", "default": ""},
             "ledger": {"type": "str", "default": ""},
             "stop_timeout": {"type": "int", "default": 10},
-            **self.module.OPTIONS,
+            **for_ansible(self.module.OPTIONS),
         }
 
     @property
     def info_arguments(self) -> Dict[str, Any]:
-        return {"fleet": _FLEET, "release": {"type": "int"}, **{key: self.module.OPTIONS[key] for key in self.connection}}
+        return {"fleet": _FLEET, "release": {"type": "int"}, **self._options(self.connection)}
 
     @property
     def image_arguments(self) -> Dict[str, Any]:
-        return {"image": {"type": "str", "required": True}, **{key: self.module.OPTIONS[key] for key in (*self.connection, *self.image)}}
+        return {"image": {"type": "str", "required": True}, **self._options((*self.connection, *self.image))}
+
+    def _options(self, keys: Iterable[str]) -> Dict[str, Any]:
+        return for_ansible({key: self.module.OPTIONS[key] for key in keys})
 
     def words(self, item: Instance) -> str:
         return f"{self.one} {item.name} on {self.place} {item.host}"
@@ -100,8 +104,7 @@ class Face:
                 acts = Acts(destroy=seen) if params["state"] == "absent" else Acts(stop=tuple(item for item in seen if is_awake(item)))
             else:
                 image = provider.image(params["image"])
-                secrets = [key for key, rule in self.module.OPTIONS.items() if rule.get("no_log")]
-                hashed = hash_of(self.module.shape(options), image, params["port"], secrets)
+                hashed = hash_of(self.module.shape(options), image, params["port"], self.module.OPTIONS)
                 form = Blueprint(image, hashed, params["ledger"], params["revision"], options, params["port"])
                 _same_form(self, seen, form, params)
                 missing = [slot for slot in range(1, params["size"] + 1) if slot not in {item.slot for item in seen}]
@@ -163,12 +166,17 @@ def is_awake(instance: Instance) -> bool:
     return instance.state in ("running", "restarting")
 
 
-def hash_of(shape: Mapping[str, Any], image: Image, port: int, secrets: Sequence[str] = ()) -> str:
-    """A hash of what shapes an instance: 16 hex digits. Of secrets only the names count: a hash of a weak one would give it away."""
-    hidden = {key: sorted(shape[key]) if isinstance(shape[key], Mapping) else "given" for key in secrets if key in shape}
-    form = {**shape, **hidden}
-    text = json.dumps([form, image.digest, port], sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+def hash_of(shape: Mapping[str, Any], image: Image, port: int, options: Mapping[str, Any]) -> str:
+    """A hash of what shapes an instance: 16 hex digits. options are the provider's specs.
+
+    A hash of a weak secret would give it away, and without a ledger there is no key. So of secrets only the names count, and where
+    something else may be one, the hash takes long (0.1 s), for whoever tries all that it could be.
+    """
+    form = replaced(shape, {"options": options}, lambda item: "given", ("no_log",))
+    text = json.dumps([form, image.digest, port], sort_keys=True).encode("utf-8")
+    if leaves(shape, {"options": options}, ("private",)):
+        return hashlib.pbkdf2_hmac("sha256", text, b"phoenix.fleet", 200_000, 8).hex()
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def placed(

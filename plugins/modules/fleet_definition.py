@@ -12,7 +12,8 @@ version_added: 1.0.0
 description:
   - Reads the C(fleet_*) variables of the task's host, a host in group C(fleets), converts them and fills in the defaults.
   - All mistakes are reported at once, one line each, with the variable, its value and the remedy. Nothing is touched.
-  - Secrets are replaced by a placeholder in the result. The other plugins of the collection read them from the variables again.
+  - What may be secret, an environment included, is replaced by a placeholder in the result. The other plugins of the collection read it
+    from the variables again.
   - The variables are described in the argument specification of the role P(phoenix.fleet.fleet#role), entry point C(definition).
 author:
   - The phoenix.fleet founders (@phoenix-fleet)

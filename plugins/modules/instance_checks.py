@@ -62,7 +62,7 @@ options:
         type: dict
       command:
         description:
-          - The words of a command, run where the check runs.
+          - The words of a command, run where the check runs. No result shows them, but whoever lists processes there sees them.
           - Its environment holds C(PHOENIX_ADDRESS), C(PHOENIX_PORT) and C(PHOENIX_INSTANCE).
           - Passes when it ends with 0.
         type: list
@@ -144,20 +144,22 @@ seconds:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.fleet.plugins.module_utils._checks import ARGUMENTS, carry_out
+from ansible_collections.phoenix.fleet.plugins.module_utils._checks import ARGUMENTS, CHECKS, carry_out
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
-from ansible_collections.phoenix.fleet.plugins.module_utils._instances import connect
+from ansible_collections.phoenix.fleet.plugins.module_utils._instances import OPTIONS, connect
+from ansible_collections.phoenix.fleet.plugins.module_utils._secrets import shielded
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     said: list[str] = []
+    params, veil = shielded(module, {**CHECKS, "options": {"options": OPTIONS.get(module.params["provider"] or "", {})}})
     try:
-        provider = connect(module.params["provider"], module.params["options"]) if module.params["provider"] else None
-        result = carry_out(module.params, module.check_mode, said.append, provider)
+        provider = connect(params["provider"], params["options"]) if params["provider"] else None
+        result = carry_out(params, module.check_mode, said.append, provider)
     except FleetError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(said=said, **result)
+        module.fail_json(msg=veil(str(error)))
+    module.exit_json(said=[veil(line) for line in said], **result)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ options:
     elements: dict
     default: []
   release:
-    description: The release that O(verb=provision) makes instances of, with C(image), C(digest), C(hash) and C(revision).
+    description:
+      - The release that O(verb=provision) makes instances of, with C(image), C(digest), C(hash) and C(revision).
+      - Under O(lease), with its C(number), they are made as the ledger recorded it, and not from O(options) and O(port).
     type: dict
     default: {}
   ledger:
@@ -168,7 +170,7 @@ wave:
   returned: for O(verb=provision), where addresses were missing
   type: dict
 last_words:
-  description: State, exit code, restarts and last log lines of each instance.
+  description: State, exit code and restarts of each instance, and its last log lines where they are kept in no O(folder).
   returned: for O(verb=last_words)
   type: list
   elements: dict
@@ -180,16 +182,18 @@ folder:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
-from ansible_collections.phoenix.fleet.plugins.module_utils._instances import ARGUMENTS, carry_out
+from ansible_collections.phoenix.fleet.plugins.module_utils._instances import ARGUMENTS, OPTIONS, carry_out
+from ansible_collections.phoenix.fleet.plugins.module_utils._secrets import shielded
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     said: list[str] = []
+    params, veil = shielded(module, {"options": {"options": OPTIONS[module.params["provider"]]}})
     try:
-        result = carry_out(module.params, module.check_mode, said.append)
+        result = carry_out(params, module.check_mode, said.append)
     except FleetError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=veil(str(error)))
     if not module._diff:
         result.pop("diff", None)
     module.exit_json(said=said, **result)

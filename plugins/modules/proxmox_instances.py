@@ -125,14 +125,16 @@ instances:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
 from ansible_collections.phoenix.fleet.plugins.module_utils._proxmox_instances import FACE
+from ansible_collections.phoenix.fleet.plugins.module_utils._secrets import shielded
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=FACE.arguments, supports_check_mode=True)
+    params, veil = shielded(module, FACE.module.OPTIONS)
     try:
-        result = FACE.carry_out(module.params, module.check_mode, lambda line: None)
+        result = FACE.carry_out(params, module.check_mode, lambda line: None)
     except FleetError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=veil(str(error)))
     if not module._diff:
         result.pop("diff")
     module.exit_json(**result)

@@ -145,7 +145,7 @@ lease:
       returned: success
       type: str
     url:
-      description: The URL of the ledger, empty for the file in the state directory.
+      description: The URL of the ledger without its password, empty for the file in the state directory.
       returned: success
       type: str
     state_dir:

@@ -95,7 +95,7 @@ outcome:
   type: str
   sample: live
 release:
-  description: The target as the ledger records it.
+  description: The target as the ledger records it, but for what may be secret in its C(definition), of which it is a hash.
   returned: success
   type: dict
 reasons:

@@ -12,7 +12,7 @@ version_added: 1.0.0
 description:
   - The last task of every verb. It writes the last record of what was carried out and gives the lease back.
   - It compares what the balancers show with what was planned, prints the ending in a line or two, hands it to workflows as
-    C(release_result), and fails where the goal was not reached.
+    C(phoenix_release), and fails where the goal was not reached.
   - Runs on the controller only.
 author:
   - The phoenix.fleet founders (@phoenix-fleet)
@@ -84,7 +84,7 @@ live:
   returned: always
   type: int
 release:
-  description: The release that the plan was about.
+  description: The release that the plan was about. What may be secret in its C(definition) is a hash under the ledger's key.
   returned: success
   type: dict
 planned:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from typing import Any, Callable, Dict, Mapping, Optional
+from functools import cached_property
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -20,9 +21,10 @@ from ansible.plugins.loader import connection_loader, filter_loader, shell_loade
 from ansible.utils.display import Display
 
 from ..module_utils._errors import FleetError, InvalidError
-from ..module_utils._model import to_dict
+from ..module_utils._model import Definition, to_dict
 from ..module_utils._providers import docker as _docker  # noqa: F401
-from ._definition import MASK, definition_of, provider_options, read
+from ..module_utils._secrets import MASK, hidden, veiled
+from ._definition import definition_of, ledger_url, read_again, secret_parts
 
 # Ansible forks for every task. What is loaded by now, here in its own process, every fork has: the docker SDK (0.06 s), the plugins that
 # each task would load and read the documentation of anew, and the filters and tests of templates, which the first of each kind loads all
@@ -34,6 +36,9 @@ for _loader, _name in ((filter_loader, "default"), (test_loader, "defined")):
 gc.freeze()
 gc.set_threshold(20_000, 50, 50)
 atexit.register(gc.freeze)
+
+_WORDS = ("msg", "mistakes", "last_words")
+"""What in a result is words, in which an engine, a service or a probe may have quoted a secret."""
 
 Result = Dict[str, Any]
 Work = Callable[[Mapping[str, Any], bool, Callable[[str], None]], Result]
@@ -56,19 +61,25 @@ class FleetAction(ActionBase):
         if checked.error_messages:
             return {"failed": True, "msg": "; ".join(checked.error_messages)}
         self._adopt_environment()
+        self._params = checked.validated_parameters
         try:
-            return self.act(self._unmasked(checked.validated_parameters, task_vars or {}), task_vars or {})
+            result = self.act(self._unmasked(self._params, task_vars or {}), task_vars or {})
         except InvalidError as error:
-            return {"failed": True, "msg": str(error), "mistakes": list(error.mistakes)}
+            result = {"failed": True, "msg": str(error), "mistakes": list(error.mistakes)}
         except FleetError as error:
-            return {"failed": True, "msg": str(error)}
+            result = {"failed": True, "msg": str(error)}
+        except Exception as error:
+            if not self._hidden or self._veiled(str(error)) == str(error):
+                raise
+            result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
+        return {key: self._veiled(item) if key in _WORDS else item for key, item in result.items()}
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         raise NotImplementedError
 
     def say(self, text: str) -> None:
         """One line of progress, seen at once in a terminal and in AWX."""
-        Display().display(f"  {text}")
+        Display().display(f"  {self._veiled(text)}")
 
     def on_host(self, work: Work, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         """Do `work(params, check_mode, say)` where the task's connection leads: in this process where that is here, else as a module.
@@ -98,15 +109,43 @@ class FleetAction(ActionBase):
         other_user = self._play_context.become and not (os.geteuid() == 0 and (self._play_context.become_user or "root") == "root")
         return self._connection.transport == "local" and not other_user
 
+    def whole(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Definition:
+        """The parameter `definition` with all its secrets."""
+        definition = definition_of(params["definition"], task_vars, self._templar)
+        params["definition"] = to_dict(definition)
+        return definition
+
     def _unmasked(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Dict[str, Any]:
-        """The parameters with the secrets that `fleet_definition` does not show, read again from the fleet's variables."""
-        if MASK in str(params.get("definition")):
-            params["definition"] = to_dict(definition_of(params["definition"], task_vars, self._templar))
-        if MASK in str(params.get("options")):
-            params["options"] = provider_options(task_vars, self._templar)
-        if MASK in str(params.get("checks")):
-            params["checks"] = list(read(task_vars, self._templar)[0].checks)
+        """The parameters with what `fleet_definition` does not show, read again from the fleet's variables.
+
+        Of the parameter `definition` only the ledger's URL, which is all that most acts need of it: see `whole`.
+        """
+        if any(MASK in str(params.get(key)) for key in ("options", "checks")):
+            definition = read_again(task_vars, self._templar)
+            params.update({
+                key: value for key, value in (("options", definition.options), ("checks", list(definition.checks)))
+                if MASK in str(params.get(key))
+            })
+        for key, name in (("definition", "ledger"), ("lease", "url")):
+            if MASK in str((params.get(key) or {}).get(name)):
+                params[key] = {**params[key], name: ledger_url(task_vars, self._templar)}
         return params
+
+    @cached_property
+    def _hidden(self) -> Tuple[str, ...]:
+        """What nobody may read in a message: what the parameters hold that may be secret. Messages quote engines, services and probes."""
+        provider = self._params.get("provider") or (self._params.get("definition") or {}).get("provider") or ""
+        inner = secret_parts(provider)
+        outer = {"definition": {"options": inner}, **({"options": inner["options"]} if self._params.get("provider") else {})}
+        spec = {**self.ARGUMENTS, **{key: item for key, item in outer.items() if key in self.ARGUMENTS}}
+        return hidden(self._params, {"options": spec})
+
+    def _veiled(self, words: Any) -> Any:
+        if isinstance(words, str):
+            return veiled(words, self._hidden)
+        if isinstance(words, dict):
+            return {key: self._veiled(item) for key, item in words.items()}
+        return [self._veiled(item) for item in words] if isinstance(words, (list, tuple)) else words
 
     def _adopt_environment(self) -> None:
         # An action plugin gets no environment of its own task (measured: silently dropped). This process is a fork for

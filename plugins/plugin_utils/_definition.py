@@ -6,9 +6,9 @@
 
 """From the `fleet_*` variables of a host to a validated, converted and complete Definition, or to all their mistakes at once.
 
-Secrets (what a spec marks `no_log`, and the ledger's password) never travel from task to task: `shown` puts MASK in their
-place, in what `fleet_definition` returns, and a plugin of a later task that needs them calls `definition_of`, which reads the
-host's variables again. So no result, registered variable, fact cache or `-v` output ever holds one, and no task needs a `no_log`,
+What may be secret (see _secrets.py; and the ledger's password) never travels from task to task: `shown` puts MASK in its place, in what
+`fleet_definition` returns, and a plugin that needs it reads the host's variables again (`definition_of`), or what the ledger recorded of an
+earlier release (`revived`). So no result, registered variable, fact cache or `-v` output ever holds one, and no task needs a `no_log`,
 which would hide its errors too. A masked definition cannot be used by mistake: hashing or recording one raises.
 """
 
@@ -32,11 +32,11 @@ from ansible.errors import AnsibleError
 from ..module_utils import _checks
 from ..module_utils._errors import InvalidError, RefusedError
 from ..module_utils._haproxy import fragment as _fragment
-from ..module_utils._instances import PROVIDERS
+from ..module_utils._instances import OPTIONS, PROVIDERS
 from ..module_utils._model import Definition, Goal, from_dict, to_dict
+from ..module_utils._secrets import MASK, masked, replaced
 
 CHANGING = ("release", "rollback", "scale", "heal", "retire")
-MASK = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
 
 Spec = Mapping[str, Any]
 """An argument spec as Ansible's (type, required, default, choices, elements, options, no_log), and of our own: `range` (lowest, highest),
@@ -471,11 +471,6 @@ def _list(where: str, value: Any, spec: Spec, found: List[str]) -> Any:
     return [_value(f"{where}[{number}]", item, rule, found) for number, item in enumerate(value)]
 
 
-def _inside(outer: Spec, inner: Spec) -> Spec:
-    """The spec of a part: what is within a secret is a secret."""
-    return {**inner, "no_log": True} if outer.get("no_log") else inner
-
-
 def _integer(value: Any) -> Optional[int]:
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value, re.ASCII):
         return int(value)
@@ -550,17 +545,16 @@ def _either(names: Sequence[Any]) -> str:
 # What the ledger and the marker keep
 
 def definition_hash(definition: Definition, key: bytes) -> str:
-    """16 hex digits over what shapes an instance besides the image: provider, port, the shape of the options. Secrets count by their HMAC.
+    """16 hex digits over what shapes an instance besides the image: provider, port, the shape of the options.
 
-    key is the ledger's secret. Size, balancers, checks and whatever else can change without a new instance do not count. Raises
-    RefusedError for a masked definition.
+    What may be secret counts by its HMAC; key is the ledger's secret. Size, balancers, checks and whatever else can change without a new
+    instance do not count. Raises RefusedError for a masked definition.
     """
-    shape = {name: item for name, item in recorded(definition, key).items() if name in ("provider", "port", "options")}
-    return hashlib.sha256(_canonical(shape)).hexdigest()[:16]
+    return hashlib.sha256(_canonical(published(recorded(definition, key), key))).hexdigest()[:16]
 
 
 def recorded(definition: Definition, key: bytes) -> Dict[str, Any]:
-    """What the ledger keeps of a release to start its instances again: {provider, port, options}, secrets as HMACs.
+    """What the ledger keeps of a release to start its instances again: {provider, port, options}, of secrets their HMACs.
 
     Checks and HAProxy's part are not in it: those are always the current ones, as the backend's own check can only be one.
     Raises as `definition_hash`.
@@ -569,8 +563,16 @@ def recorded(definition: Definition, key: bytes) -> Dict[str, Any]:
         raise RefusedError(f"fleet {definition.name}", "its definition is masked", "Where secrets are needed, take it from definition_of")
     module = provider_module(definition.provider)
     shape = module.shape(definition.options) if module else definition.options
-    spec = {"type": "dict", "options": module.OPTIONS if module else {}}
-    return {"provider": definition.provider, "port": definition.port, "options": _sealed(shape, spec, lambda item: _hmac(item, key))}
+    options = replaced(shape, _spec_of(definition.provider), lambda item: _hmac(item, key), ("no_log",))
+    return {"provider": definition.provider, "port": definition.port, "options": options}
+
+
+def published(record: Mapping[str, Any], key: bytes) -> Dict[str, Any]:
+    """What anybody may see of what `recorded` returned: of all that may be secret the name, and an HMAC."""
+    if "options" not in record:
+        return dict(record)
+    options = replaced(record["options"], _spec_of(record["provider"]), lambda item: _hmac(item, key), ("private",))
+    return {**record, "options": options}
 
 
 def revived(definition: Definition, record: Mapping[str, Any]) -> Definition:
@@ -583,33 +585,29 @@ def revived(definition: Definition, record: Mapping[str, Any]) -> Definition:
         raise RefusedError(f"fleet {definition.name}", f"that release lived at {record['provider']}", "Release its image anew")
     now = module.shape(definition.options)
     kept = {name: item for name, item in definition.options.items() if name not in now}
-    spec = {"type": "dict", "options": module.OPTIONS}
-    opened = _opened(definition.name, record["options"], definition.options, spec)
+    opened = _opened(definition.name, record["options"], definition.options, _spec_of(definition.provider))
     return replace(definition, port=record["port"], options={**kept, **opened})
 
 
 def shown(definition: Definition) -> Dict[str, Any]:
     """The definition as plain data that may be seen by anybody: MASK in the place of each secret. `definition_of` is the way back."""
     data = to_dict(definition)
-    module = provider_module(definition.provider)
-    data["options"] = _sealed(data["options"], {"type": "dict", "options": module.OPTIONS if module else {}}, lambda item: MASK)
-    data["ledger"] = re.sub(r"(password=)[^&]*", rf"\1{MASK}", re.sub(r"(://[^:/@]*:).*@", rf"\1{MASK}@", definition.ledger))
-    for check in data["checks"]:
-        if check.get("http", {}).get("headers"):
-            check["http"]["headers"] = dict.fromkeys(check["http"]["headers"], MASK)
-    return data
+    return {**data, **masked({key: data[key] for key in ("options", "checks")}, {"options": secret_parts(definition.provider)}),
+            "ledger": shown_ledger(definition.ledger)}
 
 
-def _sealed(value: Any, spec: Optional[Spec], seal: Callable[[Any], str]) -> Any:
-    """A copy of `value` with `seal` applied to each leaf that is secret by `spec`, and without what is unset."""
-    if isinstance(value, Mapping):
-        options = (spec or {}).get("options") or {}
-        return {
-            str(key): _sealed(item, _inside(spec or {}, options.get(key, {})), seal) for key, item in value.items() if item is not None
-        }
-    if isinstance(value, (list, tuple)):
-        return [_sealed(item, spec, seal) for item in value]
-    return seal(value) if (spec or {}).get("no_log") and value is not None else value
+def shown_ledger(url: str) -> str:
+    """The ledger's URL with MASK in the place of its passwords."""
+    return re.sub(r"(password=)[^&]*", rf"\1{MASK}", re.sub(r"(://[^:/@]*:).*@", rf"\1{MASK}@", url))
+
+
+def secret_parts(provider: str) -> Dict[str, Spec]:
+    """The specs of what may be secret in a definition: the provider's options, and the checks."""
+    return {"options": _spec_of(provider), **_checks.CHECKS}
+
+
+def _spec_of(provider: str) -> Spec:
+    return {"type": "dict", "options": OPTIONS.get(provider, {})}
 
 
 def _opened(fleet: str, record: Any, now: Any, spec: Spec, where: str = "") -> Any:
@@ -617,9 +615,9 @@ def _opened(fleet: str, record: Any, now: Any, spec: Spec, where: str = "") -> A
     if isinstance(record, Mapping):
         options = spec.get("options") or {}
         current = now if isinstance(now, Mapping) else {}
+        inner = {"no_log": True} if spec.get("no_log") else {}
         return {
-            key: _opened(fleet, item, current.get(key), _inside(spec, options.get(key, {})), f"{where}.{key}")
-            for key, item in record.items()
+            key: _opened(fleet, item, current.get(key), {**options.get(key, {}), **inner}, f"{where}.{key}") for key, item in record.items()
         }
     if not spec.get("no_log"):
         return copy.deepcopy(record)
@@ -671,13 +669,31 @@ def definition_of(data: Mapping[str, Any], task_vars: Mapping[str, Any], templar
     definition = from_dict(Definition, data)
     if MASK not in _canonical(to_dict(definition)).decode():
         return definition
-    whole, _goal = read(task_vars, templar)
+    whole = read_again(task_vars, templar)
     return replace(definition, options=whole.options, ledger=whole.ledger, checks=whole.checks)
 
 
-def provider_options(task_vars: Mapping[str, Any], templar: Any) -> Dict[str, Any]:
-    """The provider's options of the task's host, validated and converted, with their secrets. Raises as `read`."""
-    return dict(read(task_vars, templar)[0].options)
+def read_again(task_vars: Mapping[str, Any], templar: Any) -> Definition:
+    """The definition, with its secrets, of a host whose variables were read in this run already: neither the goal nor the other fleets
+    are looked at. Raises InvalidError as `define` does.
+    """
+    host, groups = str(task_vars["inventory_hostname"]), plain(task_vars.get("groups") or {})
+    raw = _raw(task_vars, templar)
+    raw.pop("release_image", None)
+    return define(
+        raw, balancers=groups.get("balancers", ()), hosts=groups.get("all", ()), name=host, state_dir=default_state_dir(os.environ),
+        awx=_is_set(task_vars.get("awx_job_id")),
+    )
+
+
+def ledger_url(task_vars: Mapping[str, Any], templar: Any) -> str:
+    """The ledger's URL of the task's host, with its password. Raises InvalidError where it cannot be evaluated any more."""
+    found: List[str] = []
+    raw = _raw({"fleet_ledger": task_vars.get("fleet_ledger")}, templar)
+    url = _value("fleet_ledger", raw["fleet_ledger"], SPEC["fleet_ledger"], found)
+    if found:
+        raise InvalidError(found)
+    return str(url)
 
 
 def wanted(task_vars: Mapping[str, Any], templar: Any, verb: str) -> Tuple[Definition, Goal]:

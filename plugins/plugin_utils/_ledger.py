@@ -408,6 +408,10 @@ class Ledger:
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             os.close(os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            # It keeps environments, in which secrets may be: a file that was restored from elsewhere becomes its owner's alone as well.
+            for path in (self._file, f"{self._file}-journal"):
+                if os.path.exists(path) and os.stat(path).st_mode & 0o077:
+                    os.chmod(path, 0o600)
         except OSError as error:
             raise UnreachableError(
                 f"ledger {self.name}", f"cannot be written: {error.strerror}",
@@ -510,7 +514,8 @@ class Ledger:
     def _explanation(self, error: Any) -> FleetError:
         what = f"ledger {self.name}"
         if not self._file:
-            cause = " ".join(str(error).split())
+            # Not its details: they may be a whole row.
+            cause = " ".join(str(getattr(getattr(error, "diag", None), "message_primary", None) or error).split())
             for password in self._passwords:
                 cause = cause.replace(password, "***")
             return UnreachableError(what, cause, "Check fleet_ledger, that the server runs, and that its user may create tables there")

@@ -49,7 +49,7 @@ class Run:
         """What the run left for workflows by set_stats."""
         found = re.search(r"RUN: (\{.*\})", self.recap)
         assert found, self.output
-        value: Dict[str, Any] = json.loads(found.group(1))["release_result"]
+        value: Dict[str, Any] = json.loads(found.group(1))["phoenix_release"]
         return value
 
 

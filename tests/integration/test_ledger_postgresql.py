@@ -83,6 +83,21 @@ def test_a_database_that_does_not_exist(server: Server, tmp_path: Path) -> None:
         Ledger(server.url("nothing"), str(tmp_path)).history("web")
 
 
+def test_only_its_owner_reads_it_and_no_error_quotes_a_row(server: Server, place: contract.Place) -> None:
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+    contract.open_plan(ledger, lease)
+    with psycopg.connect(place[0], autocommit=True) as connection:
+        connection.execute('DROP ROLE IF EXISTS "reader"')
+        connection.execute('CREATE ROLE "reader" LOGIN')
+        connection.execute("ALTER TABLE phoenix_events ADD CHECK (record <> 'done')")
+    with psycopg.connect(place[0].replace("fleet@", "reader@")) as other, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        other.execute("SELECT definition FROM phoenix_releases")
+    with pytest.raises(UnreachableError, match="violates check constraint") as refused:
+        ledger.record(lease, "done", "hushhush")
+    assert "hushhush" not in str(refused.value)
+
+
 def test_a_server_that_dies_and_returns(server: Server, place: contract.Place) -> None:
     ledger = Ledger(*place)
     lease = ledger.acquire("web", "me@here")

@@ -356,7 +356,8 @@ def test_a_shown_definition_finds_its_secrets_again() -> None:
     whole = definition.read(task_vars, NoTemplates())[0]
     first = replace(whole, revision="the one that the run began with")
     assert definition_of(shown(first), task_vars, NoTemplates()) == first
-    assert definition.provider_options(task_vars, NoTemplates()) == OPTIONS
+    again = definition.read_again(task_vars, NoTemplates())
+    assert again == whole and again.options == OPTIONS and definition.ledger_url(task_vars, NoTemplates()) == raw["fleet_ledger"]
     assert definition_of(to_dict(defined()), {}, None) == defined(), "what is not masked needs no variables"
 
 

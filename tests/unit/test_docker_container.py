@@ -26,7 +26,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import Image,
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_container as container
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _docker_engine as engine
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _hosts
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers._docker_options import shape
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers._docker_options import OPTIONS, shape
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._hosts import same_place
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.docker import DockerProvider
@@ -231,11 +231,13 @@ def test_numbers_end_where_their_range_does() -> None:
 
 def test_a_hash_gives_no_secret_away_and_tells_everything_else_apart() -> None:
     image = Image("shop:1", "sha256:1")
-    first = hash_of(shape({"secrets": {"a": "x"}}), image, 80, ["secrets"])
-    assert first == hash_of(shape({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}), image, 80, ["secrets"])
-    shapes = [shape(options) for options in ({"secrets": {"b": "x"}}, {"memory": "1g"}, {})]
-    others = [hash_of(item, image, 80, ["secrets"]) for item in shapes] + [hash_of({}, image, 81)]
-    assert len({first, *others}) == 5
+    first = hash_of(shape({"secrets": {"a": "x"}}), image, 80, OPTIONS)
+    assert first == hash_of(shape({"secrets": {"a": "y"}, "hosts": ["unix:///x"]}), image, 80, OPTIONS)
+    shapes = [shape(options) for options in (
+        {"secrets": {"b": "x"}}, {"memory": "1g"}, {}, {"environment": {"A": "b"}}, {"environment": {"A": "c"}}, {"command": ["b"]},
+    )]
+    others = [hash_of(item, image, 80, OPTIONS) for item in shapes] + [hash_of({}, image, 81, OPTIONS)]
+    assert len({first, *others}) == 8 and {len(item) for item in (first, *others)} == {16}
 
 
 # Many at once

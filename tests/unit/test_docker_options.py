@@ -77,7 +77,7 @@ def test_settling_twice_is_settling_once() -> None:
      "fleet_docker.hosts: 2 engines are named 'x'; give each a name of its own"),
     ({"tls": {"client_cert": "/c"}}, "fleet_docker.tls: client_cert and client_key belong together; name both"),
     ({"address": "nat"}, "fleet_docker.address: 'nat' is not one of network, published"),
-    ({"environment": {"A": True}}, "fleet_docker.environment.A: True is not a text; put the value in quotes"),
+    ({"environment": {"A": True}}, "fleet_docker.environment.A: the value is not a text; put it in quotes"),
     ({"environment": {"PHOENIX_FLEET": "x"}}, "fleet_docker.environment.PHOENIX_FLEET: every instance gets this variable from its fleet; "
      "take another name"),
     ({"environment": ["A=b"]}, "fleet_docker.environment: this is not a mapping of names to values"),
@@ -90,7 +90,7 @@ def test_settling_twice_is_settling_once() -> None:
     ({"health": {"cmd": "x"}},
      "fleet_docker.health.cmd: there is no such option; there are interval, retries, start_period, test, timeout"),
     ({"stop_signal": "TERM"}, "fleet_docker.stop_signal: 'TERM' is not a signal; write e.g. SIGTERM"),
-    ({"command": "a 'b"}, "fleet_docker.command: \"a 'b\" is not a command line (No closing quotation); write a list of words"),
+    ({"command": "a 'b"}, "fleet_docker.command: this is not a command line (No closing quotation); write a list of words"),
     ({"pull": "sometimes"}, "fleet_docker.pull: 'sometimes' is not one of missing, always, never"),
     ({"registry": {"username": "u"}}, "fleet_docker.registry: username and password belong together; give both"),
 ])

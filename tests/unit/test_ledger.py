@@ -53,6 +53,14 @@ def test_only_its_owner_reads_it(ledger: Ledger) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
+def test_a_copy_that_others_could_read_becomes_its_owners_alone(ledger: Ledger) -> None:
+    ledger.acquire("web", "me@here")
+    for path in Path(ledger.state_dir).iterdir():
+        path.chmod(0o644)
+    ledger.acquire("api", "me@here")
+    test_only_its_owner_reads_it(ledger)
+
+
 def test_a_holder_from_before_the_last_boot_is_gone(ledger: Ledger) -> None:
     ledger.acquire("web", "me@here")
     with contract.changing(ledger) as connection:

@@ -39,7 +39,7 @@ OPTIONS: Dict[str, Any] = {
     "address": {"type": "str", "choices": ["network", "published"]},
     "publish_address": {"type": "str"},
     "publish_ports": {"type": "str"},
-    "environment": {"type": "dict"},
+    "environment": {"type": "dict", "private": True},
     "secrets": {"type": "dict", "no_log": True},
     "mounts": {"type": "list", "elements": "raw"},
     "memory": {"type": "str"},
@@ -48,10 +48,10 @@ OPTIONS: Dict[str, Any] = {
     "ulimits": {"type": "dict"},
     "sealed": {"type": "bool"},
     "log_driver": {"type": "str"},
-    "log_options": {"type": "dict"},
-    "health": {"type": "dict"},
+    "log_options": {"type": "dict", "private": True},
+    "health": {"type": "dict", "private": True},
     "stop_signal": {"type": "str"},
-    "command": {"type": "raw"},
+    "command": {"type": "raw", "private": True},
     "pull": {"type": "str", "choices": ["missing", "always", "never"]},
     "registry": {"type": "dict", "options": REGISTRY_OPTIONS},
 }
@@ -62,7 +62,7 @@ _NO_SHAPE = ("hosts", "tls", "registry", "pull")
 def mistakes(options: Any, path: str = "fleet_docker") -> List[str]:
     """All that is wrong with `fleet_docker`, a line for each, beginning with the path of the value; empty where nothing is.
 
-    Values may be strings where numbers or booleans are meant, as `-e` gives them. Values of secrets are never shown.
+    Values may be strings where numbers or booleans are meant, as `-e` gives them. Those that may be secret are never shown.
     """
     return read(options, path, _READERS, _together)[1]
 
@@ -187,7 +187,7 @@ def _variables(value: Any) -> Dict[str, str]:
         if name in OURS:
             raise Mistake("every instance gets this variable from its fleet; take another name")
         if isinstance(item, bool) or not isinstance(item, (str, int, float)) or "\x00" in str(item):
-            raise Mistake(f"{item!r} is not a text; put the value in quotes")
+            raise Mistake("the value is not a text; put it in quotes")
         return str(name), str(item)
 
     return pairs(value, "names to values", one)
@@ -206,7 +206,7 @@ def _secrets(value: Any) -> Dict[str, str]:
 def _texts(value: Any) -> Dict[str, str]:
     def one(name: Any, item: Any) -> Tuple[str, str]:
         if isinstance(item, bool) or not isinstance(item, (str, int, float)):
-            raise Mistake(f"{item!r} is not a text; put the value in quotes")
+            raise Mistake("the value is not a text; put it in quotes")
         return str(name), str(item)
 
     return pairs(value, "options to values", one)
@@ -271,7 +271,7 @@ def _test(value: Any) -> List[str]:
     if isinstance(value, str):
         return ["CMD-SHELL", value]
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, (str, int)) for item in value):
-        raise Mistake(f"{value!r} is not a command; write a line for the instance's shell, or a list of words")
+        raise Mistake("this is not a command; write a line for the instance's shell, or a list of words")
     words = [str(item) for item in value]
     return words if words[0] in ("CMD", "CMD-SHELL", "NONE") else ["CMD", *words]
 
@@ -286,10 +286,10 @@ def _command(value: Any) -> List[str]:
         try:
             return shlex.split(value)
         except ValueError as error:
-            raise Mistake(f"{value!r} is not a command line ({error}); write a list of words") from None
+            raise Mistake(f"this is not a command line ({error}); write a list of words") from None
     words = value if isinstance(value, (list, tuple)) else []
     if not words or not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in words):
-        raise Mistake(f"{value!r} is not a command; write a list of words, e.g. [serve, --port, '8080']")
+        raise Mistake("this is not a command; write a list of words, e.g. [serve, --port, '8080']")
     return [str(item) for item in words]
 
 
