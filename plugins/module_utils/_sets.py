@@ -23,7 +23,7 @@ from ._errors import FleetError, InvalidError, RefusedError
 from ._model import Image, Instance, Pool, to_dict
 from ._providers._marker import refuse_leased
 from ._providers.base import Blueprint
-from ._secrets import for_ansible, leaves, replaced
+from ._secrets import MASK, for_ansible, leaves, replaced
 
 Say = Callable[[str], None]
 
@@ -249,6 +249,7 @@ def _check(face: Face, params: Mapping[str, Any]) -> None:
     for key, low, high in (("release", 1, 10 ** 9), ("size", 0, 1000), ("port", 1, 65535), ("stop_timeout", 0, 3600)):
         if params[key] is not None and not low <= params[key] <= high:
             found.append(f"{key}: {params[key]} is not a number from {low} to {high}")
+    found += [f"{key}: a placeholder of a masked definition; give the value" for key, item in params.items() if MASK in str(item)]
     found += face.module.mistakes(face.options(params), "")
     if found:
         raise InvalidError(found)

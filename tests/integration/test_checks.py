@@ -298,5 +298,8 @@ def test_the_module_does_the_same_on_another_host(service: Service, play: Any) -
     }
     good = play(asked(service, checks=[{"http": {"path": "/private", "headers": {"Authorization": TOKEN}}}]), there, "-vvv")
     assert good.returncode == 0 and '"attempts": 1' in good.stdout and "ANSIBALLZ" in good.stdout.upper(), good.stdout + good.stderr
+    assert TOKEN not in good.stdout + good.stderr and '"attempts": 1' in good.stdout
+    probe = play(asked(service, checks=[{"command": ["/bin/sh", "-c", f"echo {TOKEN}; exit 3", TOKEN]}], timeout=1), there, "-vvv")
+    assert probe.returncode == 2 and "ended with 3: " in probe.stdout and TOKEN not in probe.stdout + probe.stderr, probe.stdout
     bad = play(asked(service, checks=[{"http": {"path": "/private"}}], timeout=1), there)
     assert bad.returncode == 2 and "answered 401, not 200-399: go away" in bad.stdout + bad.stderr

@@ -19,6 +19,7 @@ from typing import Any
 
 import ansible_runner
 import pytest
+from ansible_collections.phoenix.fleet.plugins.module_utils._secrets import MASK
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Site
 from ansible_collections.phoenix.fleet.tests.integration.postgresql_server import Server
 from ansible_collections.phoenix.fleet.tests.integration.test_runner import artifacts, job, private, said
@@ -184,6 +185,23 @@ def test_the_password_of_a_ledger_is_read_where_it_is_needed(watcher: Watcher, s
             assert watcher.kept() == set()
         finally:
             server.stop()
+
+
+def test_a_module_that_runs_on_another_host_shows_masks(watcher: Watcher, site: Site) -> None:
+    """Another user is another host. There the module fails, and Ansible shows what it was called with."""
+    sing(site)
+    options = {key: item for key, item in site.fleets["web"]["fleet_docker"].items() if key != "registry"}
+    there = {
+        "become": True, "become_user": "nobody", "become_method": "ansible.builtin.su", "become_flags": "-s /bin/sh",
+        "vars": {"ansible_python_interpreter": "/usr/bin/python3"},
+    }
+    wanted = {"fleet": "web", "release": 1, "image": "x:1", "port": 8080, "ledger": "one of 1", "hosts": ["unix:///nowhere"], **options}
+    play = {"hosts": "fleets", "connection": "local", "gather_facts": False, "tasks": [{"phoenix.fleet.docker_instances": wanted, **there}]}
+    (watcher.private / "project" / "there.yml").write_text(json.dumps([play]))
+    refused = watcher.run("there.yml")
+    [told] = [event["event_data"]["res"] for event in refused.events if event["event"] == "runner_on_failed"]
+    assert told["invocation"]["module_args"]["environment"] == {"DATABASE_URL": MASK, "DEBUG": MASK}
+    assert told["invocation"]["module_args"]["ledger"] == "one of 1", "the 1 of DEBUG is no secret elsewhere"
 
 
 def test_nothing_that_may_be_secret_is_in_a_variable(watcher: Watcher, site: Site, images: str) -> None:

@@ -31,6 +31,7 @@ from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import (
     git_revision,
     namesakes,
     out_of_scope,
+    published,
     recorded,
     revived,
     shown,
@@ -328,9 +329,24 @@ def test_neither_record_nor_result_holds_a_secret(secret: str) -> None:
         full(docker={"secrets": {"db": secret}, "registry": {"username": "u", "password": secret}}),
         ledger=f"postgresql://u:{secret}@db/x", checks=({"http": {"headers": {"Authorization": secret}}},),
     )
-    for text in (recorded(fleet, KEY), shown(fleet)):
+    for text in (recorded(fleet, KEY), shown(fleet), published(recorded(fleet, KEY), KEY)):
         assert secret not in MASK and secret not in json.dumps(text, ensure_ascii=False), text
     assert recorded(fleet, KEY)["options"]["secrets"]["db"].startswith("hmac:")
+
+
+@given(secret=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=9, max_size=40))
+def test_of_what_may_be_secret_the_ledger_keeps_all_and_others_see_a_keyed_hash(secret: str) -> None:
+    value = {"environment": {"URL": secret}, "log_options": {"tag": secret}, "command": [secret, "x"], "health": {"test": secret}}
+    fleet = replace(full(docker=value), checks=({"command": ["probe", secret]},))
+    record = recorded(fleet, KEY)
+    assert record["options"]["environment"] == {"URL": secret} and record["options"]["command"] == [secret, "x"]
+    seen = published(record, KEY)
+    for text in (shown(fleet), seen):
+        assert secret not in MASK and secret not in json.dumps(text, ensure_ascii=False), text
+    assert seen["options"]["environment"]["URL"] == published(record, KEY)["options"]["log_options"]["tag"]
+    assert seen["options"]["environment"]["URL"] != published(record, b"other")["options"]["environment"]["URL"]
+    assert seen["options"]["secrets"] == record["options"]["secrets"] and published({}, KEY) == {}
+    assert definition_hash(fleet, KEY) != definition_hash(fleet, b"another"), "no hash without the key"
 
 
 def test_a_ledgers_url_keeps_all_but_its_password() -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from ansible_collections.phoenix.fleet.plugins.action import instances as instances_action
 from ansible_collections.phoenix.fleet.plugins.module_utils import _instances
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, LastWords
-from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import recorded
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, LastWords, to_dict
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import published, recorded
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
+from ansible_collections.phoenix.fleet.tests.contract.ledger_contract import release_plan
 
 WORDS = (LastWords("web-r2-1", "stopped", 1, 3, ("no config",)),)
 
@@ -32,15 +35,25 @@ def test_last_words_that_cannot_be_written_are_an_error_with_a_remedy(tmp_path: 
         _instances._keep(tmp_path / "in the way" / "words", WORDS, check_mode=False)
 
 
-def test_an_earlier_release_is_started_with_its_own_options_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    past = Definition("web", "shop:1", 8080, options={"memory": "64m"})
-    today = Definition("web", "shop:2", 9090, options={"memory": "128m"})
+def test_an_earlier_release_is_made_as_the_ledger_recorded_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the task says: it has the number of the release, and of its environment no more than hashes."""
+    past = Definition("web", "shop:1", 8080, options={"memory": "64m", "environment": {"A": "then"}, "secrets": {"key": "then"}})
+    today = Definition("web", "shop:2", 9090, options={"memory": "128m", "environment": {"A": "now"}, "secrets": {"key": "now"}})
+    ledger = Ledger("", str(tmp_path))
+    lease = ledger.acquire("web", "me@here")
+    with ledger.planning(lease) as view:
+        plan = release_plan(view.history())
+        assert plan.release
+        view.open(replace(plan, release=replace(plan.release, definition=recorded(past, b"key"))), "me")
     action = object.__new__(instances_action.ActionModule)
     action._task = SimpleNamespace(check_mode=False, diff=False)
     action._templar = None
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(instances_action, "read", lambda *_of_today: (today, None))
+    monkeypatch.setattr(instances_action, "read_again", lambda *_of_today: today)
     monkeypatch.setattr(action, "on_host", lambda work, params, task_vars: given.append(params) or {})
-    release = {"number": 1, "definition": recorded(past, b"key")}
-    action.act({"release": release, "lease": {}, "record": "", "options": today.options, "port": today.port}, {})
-    assert (given[0]["port"], given[0]["options"]["memory"]) == (8080, 64 << 20)
+    release = {"number": 1, "definition": published(recorded(past, b"key"), b"key")}
+    action.act({
+        "release": release, "lease": to_dict(lease), "record": "", "options": today.options, "port": today.port, "wave": {}, "receipts": [],
+    }, {})
+    assert given[0]["port"] == 8080
+    assert given[0]["options"] == {"memory": 64 << 20, "environment": {"A": "then"}, "secrets": {"key": "now"}}

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._docker_instances import FACE
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError
+from ansible_collections.phoenix.fleet.plugins.module_utils._instances import OPTIONS
 from ansible_collections.phoenix.fleet.plugins.module_utils._secrets import MASK, for_ansible, hidden, masked, replaced, shielded, veiled
 
 SPEC = {"options": {
@@ -63,5 +65,15 @@ def test_a_module_shows_masks_and_hides_no_number_that_an_environment_has() -> N
 
 def test_the_options_that_may_hold_secrets() -> None:
     """A new option belongs here, or somebody has thought of it."""
-    marked = [name for name, rule in for_ansible(FACE.module.OPTIONS).items() if rule.get("no_log")]
-    assert marked == ["environment", "secrets", "log_options", "health", "command"]
+    specs = {provider: for_ansible(options) for provider, options in OPTIONS.items()}
+    marked = {provider: [name for name, rule in options.items() if rule.get("no_log")] for provider, options in specs.items()}
+    assert marked == {
+        "docker": ["environment", "secrets", "log_options", "health", "command"], "proxmox": ["api_token_secret", "api_password"],
+        "libvirt": ["user_data"],
+    }
+
+
+def test_a_placeholder_is_no_value() -> None:
+    params = {**dict.fromkeys(FACE.arguments), "fleet": "web", "release": 1, "size": 1, "port": 80, "image": "x:1", "stop_timeout": 1}
+    with pytest.raises(InvalidError, match="environment: a placeholder of a masked definition; give the value"):
+        FACE.carry_out({**params, "state": "present", "environment": {"A": MASK}}, True, print)
