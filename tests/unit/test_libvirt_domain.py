@@ -44,6 +44,7 @@ def asked(**changes: Any) -> str:
 
 @pytest.mark.parametrize(("given_", "words"), [
     ({"uri": "http://node1"}, "fleet_libvirt.uri: 'http://node1' is not a connection of libvirt"),
+    ({"uri": "qemu+ssh://ops:hunter2@node1/system"}, "fleet_libvirt.uri: 'qemu+ssh://ops:***@node1/system' is not a connection of libvirt"),
     ({"memory": "8m"}, "fleet_libvirt.memory: '8m' is less than the 32m"),
     ({"memory": 256}, "fleet_libvirt.memory: 256 is less"),
     ({"vcpus": 0}, "fleet_libvirt.vcpus: 0 is not a number from 1 up"),

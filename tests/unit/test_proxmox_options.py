@@ -48,6 +48,7 @@ def test_every_option_is_read_and_reads_again_what_it_has_made() -> None:
     ({"api_user": "ci"}, "fleet_proxmox.api_user: 'ci' is not a user with its realm; write e.g. fleet@pve"),
     ({"api_password": "x"}, "fleet_proxmox.api_token_secret: give either a token's secret or api_password"),
     ({"api_token_id": None}, "fleet_proxmox.api_token_id: it belongs to api_token_secret; give both"),
+    ({"api_token_id": "ci@pve!fleet=s3cret"}, "fleet_proxmox.api_token_id: what stands behind = is the token's secret; write that into"),
     ({"vmid_range": "99-200"}, "fleet_proxmox.vmid_range: '99-200' is not a range from a lower to a higher VMID, from 100 to 999999999"),
     ({"storage": "ceph"}, "fleet_proxmox.storage: a linked clone is where its template is; set clone to full, or leave storage out"),
     ({"gateway": "192.0.2.1"}, "fleet_proxmox.gateway: it belongs to addresses; without them the network tells an instance its gateway"),

@@ -77,7 +77,7 @@ def _user_data(value: Any) -> str:
 _NAME = r"[^\s/<>&\"'\x00-\x1f]{1,200}"
 _READERS: Dict[str, Callable[[Any], Any]] = {
     "uri": text(
-        r"qemu(\+(unix|ssh|libssh2?|tls|tcp))?://([^\s/@]+@)?[^\s/@]*/(system|session)(\?\S*)?", "a connection of libvirt",
+        r"qemu(\+(unix|ssh|libssh2?|tls|tcp))?://([^\s/@:]+@)?[^\s/@]*/(system|session)(\?\S*)?", "a connection of libvirt",
         "qemu:///system or qemu+ssh://ops@node1/system",
     ),
     "pool": text(_NAME, "a name of a storage pool", "default"),

@@ -100,7 +100,9 @@ def pairs(value: Any, what: str, one: Callable[[Any, Any], Tuple[str, Any]]) -> 
 def text(pattern: str, what: str, example: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not re.match(rf"^(?:{pattern})$", str(value)):
-            raise Mistake(f"{value!r} is not {what}; write e.g. {example}")
+            # Somebody may have written the password of a URL.
+            shown = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", value) if isinstance(value, str) else value
+            raise Mistake(f"{shown!r} is not {what}; write e.g. {example}")
         return str(value)
 
     return read

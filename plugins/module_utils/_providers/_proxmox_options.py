@@ -123,7 +123,9 @@ def _secret(value: Any) -> str:
 
 
 def _token(value: Any) -> str:
-    """A token's own name: PVE shows it as USER@REALM!NAME."""
+    """A token's own name: PVE shows it as USER@REALM!NAME, and takes it as USER@REALM!NAME=SECRET."""
+    if "=" in str(value):
+        raise Mistake("what stands behind = is the token's secret; write that into api_token_secret, and here the name alone")
     return text(r"[A-Za-z][A-Za-z0-9._-]+", "the name of a token", "fleet")(str(value).rpartition("!")[2])
 
 
