@@ -45,13 +45,15 @@ def for_ansible(options: Mapping[str, Spec]) -> Dict[str, Dict[str, Any]]:
 def replaced(value: Any, spec: Spec, by: Callable[[Any], Any], marks: Sequence[str] = MARKS) -> Any:
     """A copy of `value` with `by` applied to each leaf that has one of these marks by `spec`, and without what is unset."""
     if isinstance(value, Mapping):
-        options, marked = spec.get("options") or {}, {mark: True for mark in MARKS if spec.get(mark)}
-        return {
-            str(key): replaced(item, {**options.get(key, {}), **marked}, by, marks) for key, item in value.items() if item is not None
-        }
+        return {str(key): replaced(item, _part(spec, key), by, marks) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
         return [replaced(item, spec, by, marks) for item in value]
-    return by(value) if value is not None and any(spec.get(mark) for mark in marks) else value
+    return by(value) if value is not None and _is_marked(spec, marks) else value
+
+
+def _part(spec: Spec, key: str) -> Spec:
+    """The spec of a part: what is within a secret is a secret."""
+    return {**(spec.get("options") or {}).get(key, {}), **{mark: True for mark in MARKS if spec.get(mark)}}
 
 
 def masked(value: Any, spec: Spec) -> Any:
@@ -65,18 +67,26 @@ def hidden(value: Any, spec: Spec) -> Tuple[str, ...]:
     What stands elsewhere in `value` as well, for anybody to see, is no secret.
     """
     found: Set[str] = set()
-    seen = json.dumps(masked(value, spec), default=str)
     for text in leaves(value, spec):
         found.update(part.strip() for part in (*text.splitlines(), *_WITHIN.findall(text)))
+    seen = json.dumps(masked(value, spec), default=str) if found else ""
     parts = (part for part in found if len(part) >= LEAST and json.dumps(part)[1:-1] not in seen)
     return tuple(sorted(parts, key=lambda part: (-len(part), part)))
 
 
 def leaves(value: Any, spec: Spec, marks: Sequence[str] = MARKS) -> List[str]:
     """The texts in `value` that have one of these marks."""
-    found: List[str] = []
-    replaced(value, spec, lambda item: found.append(str(item)), marks)
-    return found
+    if isinstance(value, Mapping):
+        parts = ((item, _part(spec, key)) for key, item in value.items())
+        # The rest may be ten thousand instances.
+        return [text for item, part in parts if part.get("options") or _is_marked(part, MARKS) for text in leaves(item, part, marks)]
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in leaves(item, spec, marks)]
+    return [str(value)] if value is not None and _is_marked(spec, marks) else []
+
+
+def _is_marked(spec: Spec, marks: Sequence[str]) -> bool:
+    return any(spec.get(mark) for mark in marks)
 
 
 def veiled(text: str, parts: Sequence[str]) -> str:
