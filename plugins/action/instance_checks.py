@@ -16,6 +16,7 @@ from ..plugin_utils._executor import guarded
 
 class ActionModule(FleetAction):
     ARGUMENTS = _checks.ARGUMENTS
+    QUOTES = True
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         with guarded(params["lease"]):

@@ -22,6 +22,7 @@ from ..plugin_utils._placement import addressed, reservations
 
 class ActionModule(FleetAction):
     ARGUMENTS = _instances.ARGUMENTS
+    QUOTES = True
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         leased = bool(params["lease"].get("fence")) and not self._task.check_mode

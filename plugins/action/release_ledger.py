@@ -26,6 +26,7 @@ from ..plugin_utils._ledger import Lease, Ledger
 
 class ActionModule(FleetAction):
     ARGUMENTS = _arguments.RELEASE_LEDGER
+    QUOTES = True
 
     def act(self, params: Dict[str, Any], task_vars: Dict[str, Any]) -> Result:
         fleet: Result = {}

@@ -12,7 +12,7 @@ import atexit
 import gc
 import os
 from functools import cached_property
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -25,6 +25,7 @@ from ..module_utils._model import Definition, to_dict
 from ..module_utils._providers import docker as _docker  # noqa: F401
 from ..module_utils._secrets import MASK, hidden, veiled
 from ._definition import definition_of, ledger_url, read_again, secret_parts
+from ._ledger import Ledger
 
 # Ansible forks for every task. What is loaded by now, here in its own process, every fork has: the docker SDK (0.06 s), the plugins that
 # each task would load and read the documentation of anew, and the filters and tests of templates, which the first of each kind loads all
@@ -52,6 +53,8 @@ class FleetAction(ActionBase):
     """
 
     ARGUMENTS: Dict[str, Any] = {}
+    QUOTES = False  # whether its messages quote instances, whose environment may be an earlier one
+    _params: Dict[str, Any] = {}
     _supports_async = False
     _supports_check_mode = True
 
@@ -137,8 +140,20 @@ class FleetAction(ActionBase):
         provider = self._params.get("provider") or (self._params.get("definition") or {}).get("provider") or ""
         inner = secret_parts(provider)
         outer = {"definition": {"options": inner}, **({"options": inner["options"]} if self._params.get("provider") else {})}
-        spec = {**self.ARGUMENTS, **{key: item for key, item in outer.items() if key in self.ARGUMENTS}}
-        return hidden(self._params, {"options": spec})
+        spec = {**self.ARGUMENTS, **{key: item for key, item in outer.items() if key in self.ARGUMENTS}, "recorded": inner["options"]}
+        return hidden({**self._params, "recorded": self._recorded()}, {"options": spec})
+
+    def _recorded(self) -> List[Any]:
+        """The options that the releases of the task's instances were made with, whose environments need not be today's."""
+        lease = self._params.get("lease") or {}
+        numbers = {item.get("release") for key in ("instances", "standby") for item in self._params.get(key) or ()}
+        if not (self.QUOTES and numbers and lease.get("fence")):
+            return []
+        try:
+            history = Ledger(lease["url"], lease["state_dir"]).history(lease["fleet"])
+        except FleetError:
+            return []
+        return [row.definition.get("options") for row in history.releases if row.number in numbers]
 
     def _veiled(self, words: Any) -> Any:
         if isinstance(words, str):

@@ -45,7 +45,7 @@ def sing(site: Site, **more: str) -> None:
             "environment": {"DATABASE_URL": f"postgres://web:{CANARY}-url@db/orders", "DEBUG": "1", **more},
             "secrets": {"key": f"{CANARY}-file\n{CANARY}-line"},
             "log_driver": "json-file", "log_options": {"tag": f"{CANARY}-log"},
-            "command": ["/bin/serve", f"--token={CANARY}-word"],
+            "command": ["/bin/sh", "-c", "echo $DATABASE_URL; exec /bin/serve", f"--token={CANARY}-word"],
             "health": {"test": ["CMD", "/bin/sh", "-c", f": {CANARY}-health"], "interval": 1},
             "registry": {"server": "registry.example.org", "username": "web", "password": f"{CANARY}-registry"},
         },
@@ -141,6 +141,12 @@ def test_nobody_sees_what_may_be_secret(watcher: Watcher, site: Site, images: st
         if "-r1-" in item.name:
             item.remove(force=True)
     site.fleet("web", fleet_docker={**site.fleets["web"]["fleet_docker"], "environment": {"DATABASE_URL": f"{CANARY}-now"}})
+    wanted = site.fleets["web"]["fleet_checks"]
+    site.fleet("web", fleet_checks=[{"http": {"path": "/nowhere"}}], fleet_haproxy={"check": {"path": "/health"}}, fleet_check_timeout=3)
+    failed = watcher.run("playbooks/rollback.yml")
+    assert failed.rc and "| ***" in said(failed), "the log of an instance whose environment is not today's"
+
+    site.fleet("web", fleet_checks=wanted, fleet_check_timeout=20)
     back = watcher.run("playbooks/rollback.yml")
     assert back.rc == 0 and site.versions("web") == {"v1"}, said(back)
     fresh = [item for item in site.containers("web") if "-r1-" in item.name]
