@@ -114,14 +114,14 @@ class Face:
                     start=tuple(item for item in seen if item.slot <= params["size"] and not is_awake(item)),
                     destroy=tuple(item for item in seen if item.slot > params["size"]),
                 )
-            for item in (*acts.stop, *acts.destroy):
-                refuse_leased(item)
+                _refuse_leased(acts)
                 if acts.create:
                     provider.preflight(acts.create, form)
                 if not check_mode and acts.create:
                     provider.create(acts.create, form)
                 if not check_mode and acts.start:
                     provider.start(acts.start, form)
+            _refuse_leased(acts)
             if not check_mode:
                 provider.stop(acts.stop, params["stop_timeout"], refuse_leased)
                 provider.destroy(acts.destroy, params["stop_timeout"], refuse_leased)
@@ -160,6 +160,11 @@ class Face:
             raise InvalidError([line.replace(prefix, "") for line in error.mistakes]) from error
         except FleetError as error:
             raise type(error)(*(text.replace(prefix, "") for text in (error.what, error.cause, error.remedy))) from error
+
+
+def _refuse_leased(acts: Acts) -> None:
+    for item in (*acts.stop, *acts.destroy):
+        refuse_leased(item)
 
 
 def is_awake(instance: Instance) -> bool:
