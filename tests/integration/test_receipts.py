@@ -18,7 +18,6 @@ from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import 
 from ansible_collections.phoenix.fleet.tests.load import Load
 
 
-
 @pytest.fixture
 def second(site: Site, tmp_path: Path) -> Iterator[HAProxyProcess]:
     """Another HAProxy, which the site's fleet has as balancer lb2, and v1 behind both."""
