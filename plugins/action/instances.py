@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any, Callable, Dict, Mapping, Sequence
 
 from ..module_utils import _instances
-from ..module_utils._errors import InvalidError
+from ..module_utils._errors import FleetError, InvalidError
 from ..module_utils._model import Instance, Registration, Step, from_dict, to_dict
 from ..module_utils._providers.base import Permit
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import read_again, revived
+from ..plugin_utils._diagnostics import make_room
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger
 from ..plugin_utils._placement import addressed, reservations
@@ -34,11 +35,15 @@ class ActionModule(FleetAction):
             if leased and params["record"]:
                 lease = from_dict(Lease, params["lease"])
                 Ledger(lease.url, lease.state_dir).record(lease, params["record"])
+            if leased and params["folder"]:
+                make_room(params["folder"])
             journal = _Journal(from_dict(Lease, params["lease"]), self.say) if leased else None
             permit = _permit(from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
             result = self.on_host(partial(_instances.carry_out, journal=journal, permit=permit), params, task_vars)
             if leased:
                 self._keep(from_dict(Lease, params["lease"]), params, result)
+            if leased and params["verb"] == "decommission" and params["keep_images"] is not None:
+                self._remove_images(from_dict(Lease, params["lease"]), params)
         if not self._task.diff:
             result.pop("diff", None)
         return result
@@ -64,6 +69,16 @@ class ActionModule(FleetAction):
             ledger.reserve(lease, {key: item.name for item in made for key in reservations(item, pools)})
             steps = addressed([from_dict(Step, step) for step in wave.values()], made, ledger.history(lease.fleet).reserved)
             result["wave"] = {kind: {**step, **to_dict(now)} for (kind, step), now in zip(wave.items(), steps, strict=True)}
+
+    def _remove_images(self, lease: Lease, params: Mapping[str, Any]) -> None:
+        """What only releases out of retention used. By now their successor is live: what cannot be removed is told, and fails nothing."""
+        spent = Ledger(lease.url, lease.state_dir).spent_images(lease, params["keep_images"])
+        try:
+            lines = _instances.connect(params["provider"], params["options"]).remove_images(spent) if spent else ()
+        except FleetError as error:
+            lines = (f"images of former releases stay: {' '.join(str(error).split())}",)
+        for line in lines:
+            self.say(f"{lease.fleet}  {line}")
 
 
 def _permit(lease: Lease, results: Sequence[Mapping[str, Any]]) -> Permit:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any, Dict, Mapping
 
@@ -31,6 +30,7 @@ from ..module_utils._providers.base import Blueprint
 from ..plugin_utils import _story
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import definition_hash, published, recorded, revived
+from ..plugin_utils._diagnostics import folder_of
 from ..plugin_utils._executor import guarded
 from ..plugin_utils._ledger import Lease, Ledger, timestamp
 from ..plugin_utils._planner import plan
@@ -147,7 +147,7 @@ def _result(definition: Definition, history: History, made: Plan, key: bytes) ->
         "backend": _backend(definition, made),
         "balancers": [host for host in definition.balancers if host not in made.silent],
         "made": [to_dict(item) for item in instances],
-        "folder": os.path.join(definition.state_dir, "last-words", f"{definition.name}-r{made.target}"),
+        "folder": folder_of(definition.state_dir, definition.name, made.target),
     }
 
 

@@ -40,6 +40,7 @@ ARGUMENTS: Dict[str, Any] = {
     "release": {"type": "dict", "default": {}},
     "ledger": {"type": "str", "default": ""},
     "stop_timeout": {"type": "int", "default": 10},
+    "keep_images": {"type": "int"},
     "folder": {"type": "path"},
     "wave": {"type": "dict", "default": {}},
     "record": {"type": "str", "default": ""},
@@ -185,6 +186,7 @@ def _keep(folder: Any, words: Tuple[LastWords, ...], check_mode: bool) -> str:
         return ""
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.utime(folder)  # by which the oldest are told
         for item in words:
             _write(os.path.join(folder, f"{item.name}.log"), "\n".join(item.log) + "\n")
             _write(os.path.join(folder, f"{item.name}.json"), json.dumps(to_dict(item), indent=2, sort_keys=True, default=str))

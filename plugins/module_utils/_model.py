@@ -171,6 +171,7 @@ class Definition:
     drain_timeout: int = 30
     stop_timeout: int = 10
     keep: int = 1
+    keep_images: Optional[int] = None
     standby: str = "stopped"
     hold: str = ""
     state_dir: str = ""

@@ -76,8 +76,15 @@ options:
     description: Seconds between the polite signal and the kill.
     type: int
     default: 10
+  keep_images:
+    description:
+      - With O(verb=decommission), how many images that no release in retention uses any more are kept on each engine, as in
+        C(fleet_keep_images). Needs O(lease), since the ledger knows them. By default none is removed.
+    type: int
   folder:
-    description: The folder on the controller that O(verb=last_words) writes a log and a description of each instance to.
+    description:
+      - The folder on the controller that O(verb=last_words) writes a log and a description of each instance to.
+      - With O(lease), of the folders beside it that are named like this one but for their number, the newest 20 stay.
     type: path
   wave:
     description:

@@ -112,6 +112,7 @@ SPEC: Dict[str, Dict[str, Any]] = {
     "fleet_drain_timeout": {**_SECONDS, "default": 30},
     "fleet_stop_timeout": {**_SECONDS, "default": 10},
     "fleet_keep": {"type": "int", "range": (0, 100), "default": 1},
+    "fleet_keep_images": {"type": "int", "range": (0, 10000)},
     "fleet_standby": {"type": "str", "choices": ["stopped", "running"], "default": "stopped"},
     "fleet_hold": {
         "type": "str", "default": "", "pattern": r"[^\x00-\x1f\x7f]{1,500}", "noun": "a reason",
@@ -204,8 +205,9 @@ def define(
         balancers=tuple(dict.fromkeys(named)), backend=values["fleet_backend"] or values["fleet_name"],
         haproxy=_haproxy(values["fleet_haproxy"] or {}, checks), strategy=values["fleet_strategy"],
         drain_timeout=values["fleet_drain_timeout"], stop_timeout=values["fleet_stop_timeout"], keep=values["fleet_keep"],
-        standby=values["fleet_standby"], hold=values["fleet_hold"], state_dir=os.path.normpath(folder), ledger=values["fleet_ledger"],
-        takeover=values["fleet_takeover"], adopt=values["fleet_adopt"], lost_balancers=tuple(lost),
+        keep_images=values["fleet_keep_images"], standby=values["fleet_standby"], hold=values["fleet_hold"],
+        state_dir=os.path.normpath(folder), ledger=values["fleet_ledger"], takeover=values["fleet_takeover"], adopt=values["fleet_adopt"],
+        lost_balancers=tuple(lost),
         revision=revision if values["fleet_revision"] is None else values["fleet_revision"], options=options,
     )
 
@@ -314,6 +316,8 @@ def _provider_mistakes(name: str, values: Mapping[str, Any], found: List[str]) -
     if module is None:
         found.append(f"fleet_provider: {name} is not available in this version; write {_either(available())}")
         return {}
+    if values["fleet_keep_images"] is not None and hasattr(module, "IMAGE"):
+        found.append(f"fleet_keep_images: has no effect with fleet_provider {name}, whose golden images are your own; unset it")
     options = values[f"fleet_{name}"]
     if options is None:
         return {}

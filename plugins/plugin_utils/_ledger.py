@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
-from ..module_utils._model import Entry, History, Instance, Plan, Receipt, Registration, Release, Server, to_dict
+from ..module_utils._model import Entry, History, Image, Instance, Plan, Receipt, Registration, Release, Server, to_dict
 from . import _registrations as law
 from . import _tables as t
 from ._process import GONE, RUNNING, STOPPED, UNKNOWN, Process, boot_id, uptime
@@ -341,6 +341,14 @@ class Ledger:
             kept = connection.execute(sa.select(t.TASKS.c.task, t.TASKS.c.doing).where(t.TASKS.c.fleet == fleet))
             return {row.task: row.doing for row in kept}
 
+    def spent_images(self, lease: Lease, keep: int) -> tuple[Image, ...]:
+        """The images that only releases out of retention used, the newest `keep` left out: by digest, once for each name they were given.
+
+        What the open entry takes out of retention counts as out of it. There are none before the commit, and none while undoing.
+        """
+        with self._reading() as (connection, identity):
+            return _Book(connection, self._verified(connection, identity, lease)).spent_images(keep)
+
     def verify(self, fleet: str) -> list[str]:
         """Findings about the fleet's records: every one that was changed, removed or slipped in. Empty where the chain is whole."""
         with self._reading() as (connection, identity):
@@ -622,6 +630,22 @@ class _Book:
         wanted = {**seals, **{name: seal for name, seal in standing.items() if name not in without}}
         if wanted != standing:
             self._mark(number, seals=wanted)
+
+    def spent_images(self, keep: int) -> tuple[Image, ...]:
+        entry = self._entry()
+        if entry is None or not (entry.outcome == "retired" or (entry.outcome == "live" and self._row["live"] == entry.target)):
+            return ()
+        columns = [t.RELEASES.c[name] for name in ("fleet", "number", "status", "image", "digest")]
+        rows = self._connection.execute(sa.select(*columns).order_by(t.RELEASES.c.number.desc())).all()
+        own = [row for row in rows if row.fleet == self._fleet]
+        leaving = {row.number for row in own if row.number in entry.retires or entry.outcome == "retired"}
+        used = {
+            row.digest for row in rows
+            if row.status not in ("retired", "failed") and not (row.fleet == self._fleet and row.number in leaving)
+        }
+        spent = [Image(row.image, row.digest) for row in own if row.digest and row.digest not in used]
+        newest = list(dict.fromkeys(image.digest for image in spent))[:keep]
+        return tuple(image for image in dict.fromkeys(spent) if image.digest not in newest)
 
     def record(self, record: str, reason: str, release: int) -> None:
         entry = self._entry()

@@ -157,6 +157,52 @@ class LedgerContract:
         Ledger(*place).acquire("api", "me@here")
         assert ledger.fleets() == ["api", "web"]
 
+    # Images
+
+    def test_images_are_spent_when_no_release_in_retention_uses_them(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease, other = ledger.acquire("web", "me@here"), ledger.acquire("shop", "me@here")
+
+        def release(of: Lease, digest: str, *gone: int, end: str = "done") -> None:
+            """Of an image of that digest, with which these releases fall out of retention."""
+            open_plan(ledger, of, lambda history: leaving(with_image(release_plan(history, 1, of.fleet), digest), *gone))
+            if end == "done":
+                ledger.record(of, "commit")
+                ledger.record(of, end)
+
+        def with_image(plan: Plan, digest: str) -> Plan:
+            assert plan.release
+            return replace(plan, release=replace(plan.release, image=f"shop:{plan.target}", digest=digest))
+
+        def leaving(plan: Plan, *numbers: int) -> Plan:
+            steps = Step("destroy", tuple(item for number in numbers for item in stopped(number, 1)))
+            names = {f"web-r{number}-1" for number in numbers}
+            return replace(
+                plan, waves=(*plan.waves, (steps,)), servers={name: number for name, number in plan.servers.items() if name not in names},
+                reserved={key: name for key, name in plan.reserved.items() if name not in names},
+            )
+
+        def spent(keep: int = 0) -> list[tuple[str, str]]:
+            return [(image.digest, image.reference) for image in ledger.spent_images(lease, keep)]
+
+        release(lease, "a")  # 1
+        release(lease, "b")  # 2
+        release(other, "b")  # another fleet's, live
+        release(lease, "a", 1)  # 3: the image of release 1 is in use again
+        assert spent() == []  # nothing is under way
+        release(lease, "c", 2, end="")  # 4
+        assert spent() == []  # not committed: it may be undone
+        ledger.record(lease, "commit")
+        assert spent() == []  # b is the other fleet's
+        ledger.record(lease, "done")
+        release(lease, "d", 3)  # 5
+        open_plan(ledger, lease, lambda history: leaving(with_image(release_plan(history, 1), "e"), 4))  # 6
+        ledger.record(lease, "commit")
+        assert spent() == [("c", "shop:4"), ("a", "shop:3"), ("a", "shop:1")]
+        assert spent(1) == [("a", "shop:3"), ("a", "shop:1")] and spent(2) == []
+        open_plan(ledger, lease, lambda history: Plan("abort", 5, 6, "failed"))
+        assert spent() == []  # and none is removed while something is put back
+
     # The lease
 
     def test_of_many_exactly_one_proceeds(self, place: Place) -> None:

@@ -320,6 +320,12 @@ class ProviderContract:
         now = case.provider.seals(made)
         assert {name for name, seal in now.items() if seal == sealed[name]} == {made[3].name}
 
+    def test_an_image_that_instances_use_is_never_removed(self, case: Case) -> None:
+        made = case.created(2)
+        case.provider.stop(made, case.timeout)
+        assert case.provider.remove_images(()) == () == case.provider.remove_images([case.blueprint.image])
+        assert [item.state for item in case.provider.start(made, case.blueprint)] == ["running"] * len(made)
+
     def test_a_plan_that_fits_passes_the_preflight(self, case: Case) -> None:
         case.provider.preflight(case.planned(1), case.blueprint)
         assert case.provider.observe(case.fleet) == ()

@@ -183,6 +183,48 @@ def page(instance: Instance) -> str:
     return answer[0]
 
 
+# Images
+
+def derived(case: DockerCase, *tags: str, of: str = IMAGE) -> Image:
+    """Another golden image, by these names or by none."""
+    text = f"FROM {of}\nLABEL one={secrets.token_hex(8)}"
+    with case.client() as client:
+        lines = list(client.build(fileobj=io.BytesIO(text.encode()), tag=tags[0] if tags else None, rm=True, decode=True))
+        digest = str(next(line["aux"]["ID"] for line in lines if "aux" in line))
+        for tag in tags[1:]:
+            client.tag(digest, *tag.rsplit(":", 1))
+    return Image(tags[0] if tags else digest, digest)
+
+
+def test_images_are_removed_unless_somebody_uses_or_has_named_them(make: MakeCase, second: DockerEngine, engine: DockerEngine) -> None:
+    case = make(engine, second, pull="never")
+    known = f"shop-{case.fleet}"
+    spent, named = derived(case, f"{known}:1"), derived(case, f"{known}:2", f"{known}-mine:2")
+    unnamed, run, stopped = derived(case), derived(case), derived(case)
+    with case.client() as client:
+        running = client.create_container_from_config({"Image": run.digest}, name=f"{case.fleet}-runs")["Id"]
+        client.start(running)
+        client.create_container_from_config({"Image": stopped.digest}, name=f"{case.fleet}-never-ran")
+        made = (spent, named, unnamed, run, stopped, Image(f"{known}:9", "sha256:" + "0" * 64))
+        lines = case.provider.remove_images(made)
+        assert lines == tuple(f"image {image.digest} removed from engine one" for image in (spent, unnamed))
+        assert case.provider.remove_images(made) == ()
+        assert client.inspect_container(running)["State"]["Running"]
+        left = {item["Id"] for item in client.images(all=True)}
+    with case.silent() as silent, pytest.raises(UnreachableError):
+        silent.remove_images(made)
+    assert not {spent.digest, unnamed.digest} & left and {named.digest, run.digest, stopped.digest} <= left
+
+
+def test_an_image_that_the_engine_will_not_remove_is_told_and_the_others_go(make: MakeCase) -> None:
+    case = make()
+    parent, other = derived(case), derived(case)
+    derived(case, f"child-{case.fleet}:1", of=parent.digest)
+    stays, goes = case.provider.remove_images((parent, other))
+    assert stays.startswith(f"image {parent.digest} stays on engine one: conflict")
+    assert goes == f"image {other.digest} removed from engine one"
+
+
 # Addresses
 
 @pytest.mark.parametrize("options", [{}, {"address": "published"}], ids=["network", "published"])

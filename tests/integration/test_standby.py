@@ -125,3 +125,35 @@ def test_a_standby_of_a_rollback_that_failed_is_as_good_as_before(site: Site, im
     site.fleet("web", fleet_checks=[{"http": {"path": "/health"}}], fleet_check_timeout=20)
     assert rollback(site).result["live"] == 1
     assert {item.id for item in site.containers("web") if item.status == "running"} == set(standby.values())
+
+
+def test_images_go_with_the_releases_that_fall_out_of_retention_and_not_before(site: Site, images: str) -> None:
+    """Its own images, which nobody else's tests use."""
+    golden: dict[str, str] = {}
+    for name, version in (("one", "v1"), ("two", "v2"), ("bad", "v3"), ("three", "v1")):
+        text = f"FROM {images}:{version}\nLABEL {site.network}={name}"
+        made = site.engine.images.build(fileobj=io.BytesIO(text.encode()), tag=f"{site.network}:{name}", rm=True)[0]
+        golden[name] = str(made.id)
+
+    def left() -> set[str]:
+        there = {item.id for item in site.engine.images.list(all=True)}
+        return {name for name, digest in golden.items() if digest in there}
+
+    try:
+        site.fleet("web", fleet_keep_images=0, fleet_check_timeout=6)
+        for name in ("one", "two"):
+            site.release(release_image=f"{site.network}:{name}")
+        assert site.play("release", release_image=f"{site.network}:bad").code != 0
+        assert left() == {"one", "two", "bad", "three"}  # nothing goes while something is put back
+        run = site.release(release_image=f"{site.network}:three")
+        assert left() == {"two", "three"}, run.output
+        assert f"image {golden['one']} removed from engine local" in run.output
+        rollback(site)
+        assert site.versions("web") == {"v2"} and left() == {"two", "three"}
+        site.fleet("web", fleet_keep_images=1)
+        assert site.play("retire", retire_confirm=site.name("web")).code == 0
+        assert left() == {"three"}
+    finally:
+        site.close()
+        for name in left():
+            site.engine.images.remove(f"{site.network}:{name}", force=True)

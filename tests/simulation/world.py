@@ -317,6 +317,9 @@ class SimulatedProvider:
         found = [(item.name, self._found(item)) for item in instances]
         return {name: f"{box.instance.id} {box.serial}" for name, box in found if box and box.instance.state != "running"}
 
+    def remove_images(self, images: Sequence[Image]) -> tuple[str, ...]:
+        return ()
+
     def last_words(self, instances: Sequence[Instance], log: bool = True) -> tuple[LastWords, ...]:
         self._answer()
         found = [(item.name, self._found(item)) for item in instances]

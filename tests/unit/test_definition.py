@@ -80,6 +80,12 @@ def test_strings_from_the_command_line_become_what_is_meant() -> None:
     assert fleet.haproxy["rise"] == 3 and fleet.haproxy["server"] == {"ssl": True, "verify": "none", "sni": "str(shop.example.org)"}
 
 
+def test_images_are_kept_unless_a_number_says_how_many_and_where_they_are_the_collections_to_remove() -> None:
+    assert defined().keep_images is None and defined(fleet_keep_images="0").keep_images == 0
+    with pytest.raises(InvalidError, match="fleet_keep_images: has no effect with fleet_provider libvirt, whose golden images"):
+        defined(fleet_keep_images=3, fleet_provider="libvirt", fleet_image="shop.qcow2")
+
+
 @pytest.mark.parametrize("unset", ["", "  ", None])
 def test_an_empty_string_is_an_unset_variable(unset: Any) -> None:
     assert defined(**{name: unset for name in SPEC if name not in LEAST}) == defined()

@@ -87,10 +87,19 @@ def names_registry(reference: str) -> bool:
 
 def digests_of(reference: str, image: Mapping[str, Any]) -> List[str]:
     """By which names with a digest (`repo@sha256:...`) an engine's image was in the registry that `reference` leads to."""
+    return [name for name in image.get("RepoDigests") or [] if name.startswith(f"{_familiar(reference)}@")]
+
+
+def tagged(reference: str) -> str:
+    """The name with its tag by which an engine tells the image of `reference`."""
+    _repository, _colon, tag = reference.split("@")[0][len(repository_of(reference)):].partition(":")
+    return f"{_familiar(reference)}:{tag or 'latest'}"
+
+
+def _familiar(reference: str) -> str:
+    """An image's name without tag and digest as engines tell it: they leave out what is understood."""
     repository = repository_of(reference)
-    if registry_of(reference) == "docker.io":  # engines leave out what is understood
-        repository = re.sub(r"^(docker\.io/)?(library/)?", "", repository)
-    return [name for name in image.get("RepoDigests") or [] if name.startswith(f"{repository}@")]
+    return re.sub(r"^(docker\.io/)?(library/)?", "", repository) if registry_of(reference) == "docker.io" else repository
 
 
 def is_id(reference: str) -> bool:

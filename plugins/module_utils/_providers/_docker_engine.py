@@ -260,7 +260,11 @@ _REMEDIES = (
         "Check the image's name, build or pull it on this engine, or set fleet_docker.registry",
     ),
     (r"unauthorized|authentication required|denied", "Check fleet_docker.registry, or log in with docker login"),
-    (r"no space left", "Free space on the engine, e.g. with docker system prune"),
+    (
+        r"no space left",
+        "Free space there with docker image prune or docker builder prune, which keep every container; docker system prune would delete "
+        "what is stopped, so every standby. Let fleet_keep_images remove the images of former releases",
+    ),
     (r"unable to find user|unknown user", "Name a user that the image has, or a number, in fleet_docker.user"),
     (r"executable file not found|no such file or directory.*exec|exec.*no such file", "Check the image's command, or fleet_docker.command"),
     (r"logging driver|logging plugin|log driver|log opt", "Check fleet_docker.log_driver and fleet_docker.log_options"),

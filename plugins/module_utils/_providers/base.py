@@ -99,6 +99,13 @@ class Provider(Protocol):
         permit as for `stop`. What did not run when `instances` were observed, and runs now, is left alone: RefusedError names it.
         """
 
+    def remove_images(self, images: Sequence[Image]) -> Tuple[str, ...]:
+        """Remove these golden images wherever the fleet's instances may live, never by force; tells in words what went and what could not.
+
+        One stays that any container uses, whoever's, or that has a name besides these references. Nothing is removed where golden
+        images are the operator's own, as templates and volumes are.
+        """
+
     def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
         """By name, what tells whether a stopped instance is still as it was: the same text until somebody starts it, or changes its
         root file system. One that runs, or vanished, has none.

@@ -41,6 +41,7 @@ from ._docker_container import (
     repository_of,
     secrets_archive,
     secrets_of,
+    tagged,
 )
 from ._docker_engine import Engine, Refusal, required_sdk, sites
 from ._docker_options import OPTIONS, PUBLISH_PORTS, mistakes, port_range, settle, shape, statics
@@ -357,6 +358,26 @@ class DockerProvider:
         each(end, self._own(instances), LIMIT * len(self.engines))
         parts = [(engine, gone[0].fleet, {item.marker.get(LEDGER, "") for item in gone}) for engine, gone in self._by_engine(instances)]
         each(lambda part: self._sweep(*part), parts)
+
+    def remove_images(self, images: Sequence[Image]) -> Tuple[str, ...]:
+        return tuple(line for lines in each(lambda engine: self._remove_images(engine, images), self.engines) for line in lines)
+
+    @staticmethod
+    def _remove_images(engine: Engine, images: Sequence[Image]) -> List[str]:
+        """The engine, too, refuses to remove what is in use or has names in several repositories, as long as nothing is forced."""
+        used = {item["ImageID"] for item in engine.containers()}
+        own = {tagged(image.reference) for image in images}
+        lines = []
+        for digest in dict.fromkeys(image.digest for image in images):
+            found = engine.maybe(f"asking for image {digest}", "inspect_image", digest)
+            if not found or found["Id"] in used or set(found.get("RepoTags") or ()) - own:
+                continue
+            try:
+                engine.maybe(f"removing image {digest}", "remove_image", found["Id"])
+                lines.append(f"image {digest} removed from engine {engine.name}")
+            except Refusal as error:
+                lines.append(f"image {digest} stays on engine {engine.name}: {error.cause}")
+        return lines
 
     def _sweep(self, engine: Engine, fleet: str, ledgers: Container[str]) -> None:
         """Remove the secrets of releases that have no instance on this engine any more."""

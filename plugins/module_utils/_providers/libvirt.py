@@ -197,6 +197,9 @@ class LibvirtProvider:
 
         return dict(pair for pair in each(seal, instances) if pair)
 
+    def remove_images(self, images: Sequence[Image]) -> Tuple[str, ...]:
+        return ()
+
     def last_words(self, instances: Sequence[Instance], log: bool = True) -> Tuple[LastWords, ...]:
         return tuple(each(lambda item: self._last_words(item, log), instances))
 

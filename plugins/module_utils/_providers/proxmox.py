@@ -193,6 +193,9 @@ class ProxmoxProvider:
 
         return dict(each(seal, stopped))
 
+    def remove_images(self, images: Sequence[Image]) -> Tuple[str, ...]:
+        return ()
+
     def last_words(self, instances: Sequence[Instance], log: bool = True) -> Tuple[LastWords, ...]:
         self.cluster.forget()
         here = {found.id: found for found in self.cluster.survey()}
