@@ -29,7 +29,8 @@ class ActionModule(FleetAction):
         unseen = "" if "instances" in seen else str(seen.get("msg", "no answer"))
         balancers = tuple(from_dict(Balancer, item) for item in params["balancers"])
         if unseen and not any(item.reachable for item in balancers):
-            raise UnreachableError(f"fleet {definition.name}", f"neither instances nor balancers can be observed: {unseen}")
+            cause = f"neither instances nor balancers can be observed: {unseen}"
+            raise UnreachableError(f"fleet {definition.name}", cause, "See that this controller reaches them, and that they run")
         world = World(tuple(from_dict(Instance, item) for item in seen.get("instances", ())), balancers)
         ledger = Ledger(definition.ledger, definition.state_dir)
         name = definition.name

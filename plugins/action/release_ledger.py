@@ -46,7 +46,7 @@ class ActionModule(FleetAction):
             ledger.give_back(lease)
             return {"changed": False, "lease": {}}
         if not params["record"]:
-            raise InvalidError(["record is missing: which one is to be written?"])
+            raise InvalidError(["record: missing; say which one is to be written, such as done"])
         instances = [from_dict(Instance, item) for item in params["instances"]]
         if instances:
             verify(instances, connect(definition.provider, definition.options))

@@ -64,7 +64,7 @@ def connect(provider: str, options: Mapping[str, Any], journal: Optional[Journal
         from ._providers import libvirt
 
         return libvirt.connect(options)
-    raise InvalidError([f"fleet_provider: {provider} is not available in this version"])
+    raise InvalidError([f"fleet_provider: {provider} is not available in this version; write one of {', '.join(PROVIDERS)}"])
 
 
 def carry_out(

@@ -227,7 +227,7 @@ class Ledger:
         that stands already is not written twice, so that an answer that got lost can be asked for again.
         """
         if not RECORDS.fullmatch(record):
-            raise InvalidError([f'record: "{record}" is none of wave K open, wave K passed, commit, revert, retire, done'])
+            raise InvalidError([f'record: "{record}" is not known; write wave K open, wave K passed, commit, revert, retire or done'])
         with self._writing() as (connection, identity):
             _Book(connection, self._verified(connection, identity, lease, lock=True)).record(record, reason, release)
 
@@ -566,7 +566,7 @@ class Planning:
         too. Raises RefusedError where the number or an address was taken meanwhile.
         """
         if self._row is None:
-            raise RefusedError(f"fleet {self._lease.fleet}", "nothing is recorded in check mode")
+            raise RefusedError(f"fleet {self._lease.fleet}", "nothing is recorded in check mode", "Run without --check")
         made = [Registration(item.name, "", "") for item in _made(plan)]
         _store(self._connection, self._lease, [*made, *registrations])
         _forget(self._connection, self._lease.fleet, plan)

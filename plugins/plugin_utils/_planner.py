@@ -333,7 +333,7 @@ def _adoption(scene: Scene, goal: Goal) -> Plan | None:
 
 def _release(scene: Scene, live: int, goal: Goal) -> Plan:
     if goal.image is None:
-        raise InvalidError(["release_image: a release needs an image"])
+        raise InvalidError(["release_image: missing; a release needs an image"])
     row = _row(scene, live) if live else None
     size, reasons = _size(scene, row)
     if row and not goal.force and (row.digest, row.hash) == (goal.image.digest, goal.hash):

@@ -262,8 +262,8 @@ _REMEDIES = (
     (r"unauthorized|authentication required|denied", "Check fleet_docker.registry, or log in with docker login"),
     (
         r"no space left",
-        "Free space there with docker image prune or docker builder prune, which keep every container; docker system prune would delete "
-        "what is stopped, so every standby. Let fleet_keep_images remove the images of former releases",
+        "Free space there with docker image prune or docker builder prune, which keep every container; its other prunes delete what is "
+        "stopped, so every standby. Let fleet_keep_images remove the images of former releases",
     ),
     (r"unable to find user|unknown user", "Name a user that the image has, or a number, in fleet_docker.user"),
     (r"executable file not found|no such file or directory.*exec|exec.*no such file", "Check the image's command, or fleet_docker.command"),

@@ -286,7 +286,7 @@ class DockerProvider:
         engine = self._engine(instance)
         own = self._on_network(engine, instance)
         if not own and not blueprint.port:
-            raise InvalidError([f"port: the port of the service inside {instance.name} is needed to publish it"])
+            raise InvalidError([f"port: missing; say which port the service inside {instance.name} listens on, to publish it"])
         config = container_config(instance, blueprint, options, engine.network or (NETWORK if own else None), created, published=not own)
         try:
             return str(engine.call(f"creating {instance.name}", "create_container_from_config", config, name=instance.name)["Id"])

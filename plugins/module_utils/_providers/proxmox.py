@@ -241,7 +241,7 @@ class ProxmoxProvider:
             what, cause, remedy = missing[0]
             if len(missing) > 1:
                 lines = [f"  {what}: {cause}. {remedy}" for what, cause, remedy in missing]
-                what, cause, remedy = f"{len(missing)} things are missing", "\n".join(["", *lines]), ""
+                what, cause, remedy = f"{len(missing)} things are missing", "\n".join(["", *lines]), "Then run again"
             raise RefusedError(what, cause, remedy)
         return sources
 
