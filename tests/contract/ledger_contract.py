@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError, LeaseError, RefusedError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import History, Instance, Plan, Release, Server, Step
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tables
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import FIRST_SERVER, Lease, Ledger

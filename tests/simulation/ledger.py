@@ -30,6 +30,8 @@ class MemoryLedger:
         self.releases: dict[int, Release] = {}
         self.entry: Entry | None = None
         self.plan: Plan | None = None
+        self.outcome = ""
+        self.retires: set[int] = set()
         self.servers: dict[str, int] = {}
         self.reserved: dict[str, str] = {}
         self.issued: dict[str, int] = {}
@@ -80,6 +82,7 @@ class MemoryLedger:
     def permit(self, instance: Instance, fence: int) -> None:
         self._check(fence)
         law.refuse_serving(tuple(self.registrations.values()), [instance])
+
     def acquire(self) -> int:
         self.fence += 1
         return self.fence
@@ -100,7 +103,9 @@ class MemoryLedger:
         entry = self.entry
         same = entry is not None and entry.target == plan.target
         if entry and same and plan.outcome == "failed":
-            if "commit" in entry.records or any(step.kind == "switch" for wave in plan.waves for step in wave):
+            self.outcome = "failed"
+            served = "commit" in entry.records or any(step.kind == "switch" for wave in plan.waves for step in wave)
+            if served and entry.source != entry.target:
                 self._revert(entry)
         elif entry and same and plan.verb == entry.verb:
             self._hold(plan)
@@ -115,7 +120,9 @@ class MemoryLedger:
                 self.next_release = row.number + 1
             self.entry = Entry(0, plan.verb, plan.source, plan.target)
             self.records += 1
+            self.outcome, self.retires = plan.outcome, set()
             self._hold(plan)
+            self._retire(plan)
         if plan.release:
             self.remember(plan.release)
         self.plan = plan
@@ -128,6 +135,12 @@ class MemoryLedger:
         self.servers, self.reserved = dict(plan.servers), {**others, **plan.reserved}
         self.issued.update(plan.issued)
         self.next_server = max([self.next_server - 1, *self.servers.values()]) + 1
+
+    def _retire(self, plan: Plan) -> None:
+        """What falls out of retention: the plan takes instances of it away, and holds nothing for any other."""
+        gone = {item.name: item.release for wave in plan.waves for step in wave if step.kind == "destroy" for item in step.instances}
+        held = {name.rpartition("-")[0] for name in {*plan.servers, *plan.reserved.values()} - set(gone)}
+        self.retires |= {number for name, number in gone.items() if name.rpartition("-")[0] not in held}
 
     def reserve(self, held: Mapping[str, str], fence: int) -> None:
         self._check(fence)
@@ -155,24 +168,36 @@ class MemoryLedger:
         self.site.tick(f"after the record {record}")
 
     def write_record(self, record: str) -> None:
-        if self.entry is None or self.plan is None:
+        entry = self.entry
+        if entry is None and record == "done":
+            return
+        if entry is None or self.plan is None:
             raise LawBrokenError(f"record {record} without an entry")
-        if record == "commit" and any(item == "revert" for item in self.entry.records):
+        if record == "commit" and ("revert" in entry.records or not entry.target):
             raise RefusedError("release", "it was rejected, and is never promoted")
-        if record not in self.entry.records:
-            self.entry = replace(self.entry, records=(*self.entry.records, record))
+        if record == "revert":
+            self._revert(entry)
+        elif record not in entry.records or record not in ("commit", "retire"):
+            self.entry = entry = replace(entry, records=(*entry.records, record))
             self.records += 1
         if record == "commit":
-            self._commit(self.entry)
+            self._commit(entry)
         elif record == "done":
-            if self.plan.outcome == "retired":
-                for number, row in self.releases.items():
-                    if row.status in ("live", "standby"):
-                        self.releases[number] = replace(row, status="retired")
-                waiting = {item.server for item in self.registrations.values() if not item.is_settled}
-                self.live, self.servers = 0, {}
-                self.reserved = {key: name for key, name in self.reserved.items() if name in waiting or not self.site.numbers(name)}
-            self._close(self.entry)
+            self._finish(entry)
+            self._close(entry)
+
+    def _finish(self, entry: Entry) -> None:
+        if self.outcome == "live" and self.live == entry.target:
+            going = {number for number in self.retires if number in self.releases and self.releases[number].status == "standby"}
+        elif self.outcome == "retired" and "retire" in entry.records:
+            going = {number for number, row in self.releases.items() if row.status in ("live", "standby")}
+            waiting = {item.server for item in self.registrations.values() if not item.is_settled}
+            self.live, self.servers = 0, {}
+            self.reserved = {key: name for key, name in self.reserved.items() if name in waiting or not self.site.numbers(name)}
+        else:
+            return
+        for number in going:
+            self._mark(number, "retired")
 
     def _commit(self, entry: Entry) -> None:
         assert self.plan is not None
@@ -185,10 +210,12 @@ class MemoryLedger:
         self.releases[entry.target] = replace(self.releases[entry.target], finished=f"{self.clock:06}", size=size, committed=self.clock)
 
     def _revert(self, entry: Entry) -> None:
-        if "revert" in entry.records or entry.source == entry.target:
+        if "revert" in entry.records:
             return
         self.entry = replace(entry, records=(*entry.records, "revert"))
         self.records += 1
+        if entry.source == entry.target:
+            return
         if self.live == entry.target:
             self.live = entry.source
             self._mark(entry.source, "live")
