@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -69,19 +70,26 @@ def until(what: str, holds: Callable[[], bool], deadline: float = DEADLINE) -> N
         time.sleep(0.05)
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class DockerEngine:
     """A second dockerd with folders, a bridge and sockets of its own.
 
     name is what fleets call it. number is from 1 to 254 and its own: the default bridge is 10.211.NUMBER.0/24, the tests' networks are
-    in 172.29.NUMBER.0/24. tls_port: listens on loopback there, with TLS that demands a client certificate; `tls` are the options to
-    connect. arguments are further ones of dockerd. It leaves the firewall to the machine's engine (two of them would flush each other's
-    rules), so that published ports go through the userland proxy.
+    in 172.29.NUMBER.0/24. tls: it listens on loopback too, at `tls_port`, with TLS that demands a client certificate; the attribute `tls`
+    has the options to connect. arguments are further ones of dockerd. It leaves the firewall to the machine's engine (two of them would
+    flush each other's rules), so that published ports go through the userland proxy.
 
     Its names are always the same, so that the next one finds and takes away whatever one left whose tests were killed.
     """
 
-    def __init__(self, name: str, number: int, tls_port: int = 0, arguments: Sequence[str] = ()) -> None:
-        self.name, self.tls_port, self.arguments = name, tls_port, arguments
+    def __init__(self, name: str, number: int, tls: bool = False, arguments: Sequence[str] = ()) -> None:
+        self.name, self.tls_port, self.arguments = name, free_port() if tls else 0, arguments
         self.link, self.address, self.subnet = f"phx-engine{number}", f"10.211.{number}.1", f"172.29.{number}.0/24"
         # Not the test's folder: the path of a Unix socket must be short.
         self.folder = Path(tempfile.gettempdir()) / f"phoenix-engine{number}"

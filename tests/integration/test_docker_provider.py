@@ -32,12 +32,11 @@ from ansible_collections.phoenix.fleet.tests.contract.provider_contract import C
 from ansible_collections.phoenix.fleet.tests.integration.docker_engine import DockerEngine, build, copy, until
 
 IMAGE = "phoenix-provider:1"
-TLS_PORT = 23762
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerEngine]:
-    with DockerEngine("one", 201, TLS_PORT) as made, made.client() as client:
+    with DockerEngine("one", 201, tls=True) as made, made.client() as client:
         build(client, IMAGE)
         yield made
 
@@ -291,21 +290,21 @@ def test_a_port_that_something_else_holds_is_told_with_the_remedy(make: MakeCase
 @pytest.mark.parametrize(("options", "balancers", "remedy"), [
     ({"address": "network"}, ["192.0.2.200"], "Set fleet_docker.address to published"),
     ({"publish_address": "127.0.0.1"}, ["192.0.2.200"], "Set fleet_docker.publish_address"),
-    ({"publish_address": "172.30.5.7"}, ["192.0.2.200"], "Set fleet_docker.subnet"),
+    ({"publish_address": "172.29.201.7"}, ["192.0.2.200"], "Set fleet_docker.subnet"),
 ])
 def test_addresses_that_a_balancer_cannot_reach_are_refused(engine: DockerEngine, options: Any, balancers: Any, remedy: str) -> None:
     with pytest.raises(RefusedError, match=remedy):
-        connect({"hosts": [engine.url], **options}).pools("web", 8080, balancers)
+        connect({"hosts": [engine.url], "subnet": engine.subnet, **options}).pools("web", 8080, balancers)
 
 
 def test_where_balancers_are_decides_how_instances_are_reached(engine: DockerEngine) -> None:
-    provider = connect({"hosts": [engine.url], "publish_address": "192.0.2.77"})
+    provider = connect({"hosts": [engine.url], "subnet": engine.subnet, "publish_address": "192.0.2.77"})
     assert [provider.pools("web", 8080, where)[0].kind for where in (["local"], ["127.0.0.1"], ["local", "192.0.2.200"])] == [
         "network", "network", "published"]
 
 
 def test_two_engines_on_one_host_may_not_share_a_network_or_an_address(engine: DockerEngine, second: DockerEngine) -> None:
-    hosts = [{"url": engine.url, "name": "one"}, {"url": second.url, "name": "two"}]
+    hosts = [{"url": engine.url, "name": "one", "subnet": engine.subnet}, {"url": second.url, "name": "two", "subnet": engine.subnet}]
     with pytest.raises(InvalidError, match="give each a subnet of its own"):
         connect({"hosts": hosts}).pools("web", 8080, ["local"])
     with pytest.raises(InvalidError, match="give each a publish_address of its own"):
@@ -564,7 +563,7 @@ def test_a_name_with_a_digest_is_taken_at_its_word(make: MakeCase) -> None:
 # Connections
 
 def test_tls_with_a_client_certificate(engine: DockerEngine) -> None:
-    provider = connect({"hosts": [f"tcp://127.0.0.1:{TLS_PORT}"], "tls": engine.tls})
+    provider = connect({"hosts": [f"tcp://127.0.0.1:{engine.tls_port}"], "tls": engine.tls})
     assert provider.image(IMAGE).digest.startswith("sha256:") and provider.observe("nobody") == ()
 
 
@@ -611,7 +610,7 @@ def test_bad_tls_is_told_with_the_remedy(engine: DockerEngine, second: DockerEng
     tls: Any = {"no client certificate": {"ca_path": engine.tls["ca_path"]}, "another authority": {
         **engine.tls, "ca_path": "/etc/ssl/certs/ca-certificates.crt"}, "no TLS": None}[change]
     with pytest.raises(UnreachableError, match="fleet_docker.tls"):
-        connect({"hosts": [f"tcp://127.0.0.1:{TLS_PORT}"], "tls": tls})
+        connect({"hosts": [f"tcp://127.0.0.1:{engine.tls_port}"], "tls": tls})
 
 
 def test_a_missing_tls_file_is_a_mistake(engine: DockerEngine) -> None:
