@@ -76,8 +76,9 @@ def from_before(definition: Definition, world: World, history: History, ours: It
 def elsewhere(definition: Definition, history: History) -> dict[tuple[str, str], list[str]]:
     """The (balancer, backend) that the definition does not name (any more) and that may be serving something, with the servers' names."""
     found: dict[tuple[str, str], list[str]] = {}
+    balancers = frozenset(definition.balancers)
     for item in history.registrations:
-        if item.may_serve and (item.balancer not in definition.balancers or item.backend != definition.backend):
+        if item.may_serve and (item.balancer not in balancers or item.backend != definition.backend):
             found.setdefault((item.balancer, item.backend), []).append(item.server)
     return found
 

@@ -85,6 +85,7 @@ def test_who_writes_last_words_makes_room_for_them(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(action, "on_host", lambda *_work: {"folder": _instances._keep(folder, words, check_mode=False)})
     action.act({
         "verb": "last_words", "lease": asdict(lease), "folder": folder, "release": {}, "record": "", "wave": {}, "keep_images": None,
+        "receipts": [],
     }, {})
     assert len(names(tmp_path)) == KEPT and Path(folder, "web-r2-1.log").exists()
     make_room(folder_of(str(tmp_path), "web", 31))

@@ -30,6 +30,8 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     Instance,
     Plan,
     Pool,
+    Receipt,
+    Registration,
     Release,
     Server,
     World,
@@ -878,8 +880,12 @@ def big(size: int = 4, balancers: int = 2, releases: int = 0, others: int = 0) -
     reserved = Table({Name(f"{item.host} {item.address}"): item.name for item in world.instances})
     reserved.update({Name(f"host1 10.51.{number // 250}.{number % 250 + 1}"): Name(f"api-r1-{number}") for number in range(others)})
     ids = Table({server.name: server.id for server in servers})
-    history = History("ours", 1, live, live + 1, 40000, rows, servers=ids, reserved=reserved)
-    return Definition("web", "shop:3", 80, size=size, balancers=Row(lbs)), world, history
+    told = Row(
+        Registration(item.name, host, "web", item.address, 80, 100, receipt=None if item.release == live else Receipt(1))
+        for item in world.instances for host in lbs
+    )
+    history = History("ours", 1, live, live + 1, 40000, rows, servers=ids, reserved=reserved, registrations=told)
+    return Definition("web", "shop:3", 80, size=size, balancers=Row(lbs), backend="web"), world, history
 
 
 Planner = Callable[[Definition, World, History, Goal], Plan]
