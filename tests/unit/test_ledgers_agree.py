@@ -229,6 +229,9 @@ def fleet_in(folder: str, runs: list[Run], kind: str = "network", keep: int = 1,
         site.tick = tick  # type: ignore[method-assign]
         site.balancers[-1].reachable = True
         site.pass_time()
+        for box in site.boxes.values():  # those that serve are refused
+            with suppress(RefusedError):
+                ledger.permit(box.instance, ledger.fence)
     return ledger
 
 
