@@ -198,7 +198,7 @@ def _refuse_silence(scene: Scene, goal: Goal) -> None:
     for host, error in scene.silent.items():
         raise RefusedError(
             f"balancer {host}", f"it cannot be observed ({error}), and may be serving what this {goal.verb} would take away",
-            "Bring it back, or take it out of fleet_balancers, and run again",
+            f"Bring it back; if it is gone for good, take it out of fleet_balancers and say so with -e fleet_lost_balancers={host}",
         )
 
 

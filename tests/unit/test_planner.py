@@ -588,7 +588,7 @@ def test_an_address_that_another_instance_holds_is_refused() -> None:
 def test_a_silent_balancer_refuses_before_anything_is_made() -> None:
     fleet = released("shop:1", balancers=2)
     fleet.site.balancers[1].reachable = False
-    with pytest.raises(RefusedError, match="balancer lb2: it cannot be observed .* Bring it back, or take it out of fleet_balancers"):
+    with pytest.raises(RefusedError, match="balancer lb2: it cannot be observed .* Bring it back; .* -e fleet_lost_balancers=lb2"):
         fleet.plan(release("shop:2"))
 
 
