@@ -53,7 +53,8 @@ def test_an_earlier_release_is_made_as_the_ledger_recorded_it(tmp_path: Path, mo
     monkeypatch.setattr(action, "on_host", lambda work, params, task_vars: given.append(params) or {})
     release = {"number": 1, "definition": published(recorded(past, b"key"), b"key")}
     action.act({
-        "release": release, "lease": to_dict(lease), "record": "", "options": today.options, "port": today.port, "wave": {}, "receipts": [],
-    }, {})
+        "release": release, "lease": to_dict(lease), "record": "", "options": today.options, "port": today.port, "wave": {},
+            "receipts": [], "folder": "", "verb": "provision",
+        }, {})
     assert given[0]["port"] == 8080
     assert given[0]["options"] == {"memory": 64 << 20, "environment": {"A": "then"}, "secrets": {"key": "now"}}

@@ -231,7 +231,7 @@ def _guarded(path: str) -> None:
         others = 0 if sticky else status.st_mode & (stat.S_IWOTH if folder else stat.S_IWOTH | stat.S_IWGRP)
         if status.st_uid not in _trusted() or others:
             cause = "others than its owner can write it" if others else f"it belongs to {_user(status.st_uid)}"
-            remedy = f"chown root {part}; chmod go-w {part}"
+            remedy = f"Let root alone write it: chown root {part}; chmod go-w {part}"
             raise RefusedError(part, f"{cause}, and {_user(os.geteuid())} would have HAProxy's check run it or read it", remedy)
         if part == os.path.dirname(part):
             return
