@@ -12,7 +12,6 @@ from typing import Any, Callable, Dict, Mapping, Sequence
 from ..module_utils import _instances
 from ..module_utils._errors import FleetError, InvalidError
 from ..module_utils._model import Instance, Registration, Step, from_dict, to_dict
-from ..module_utils._providers.base import Permit
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import read_again, revived
 from ..plugin_utils._diagnostics import make_room
@@ -32,13 +31,16 @@ class ActionModule(FleetAction):
         with guarded(params["lease"]):
             if leased and params["release"].get("number"):
                 self._take_what_was_recorded(from_dict(Lease, params["lease"]), params, task_vars)
+            permit = _permit(from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
+            if permit and params["verb"] == "decommission":
+                # Before the record, after which there is no way back; and again for each, right before it is stopped.
+                permit(*(from_dict(Instance, item) for item in (*params["standby"], *params["instances"])))
             if leased and params["record"]:
                 lease = from_dict(Lease, params["lease"])
                 Ledger(lease.url, lease.state_dir).record(lease, params["record"])
             if leased and params["folder"]:
                 make_room(params["folder"])
             journal = _Journal(from_dict(Lease, params["lease"]), self.say) if leased else None
-            permit = _permit(from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
             result = self.on_host(partial(_instances.carry_out, journal=journal, permit=permit), params, task_vars)
             if leased:
                 self._keep(from_dict(Lease, params["lease"]), params, result)
@@ -81,15 +83,15 @@ class ActionModule(FleetAction):
             self.say(f"{lease.fleet}  {line}")
 
 
-def _permit(lease: Lease, results: Sequence[Mapping[str, Any]]) -> Permit:
-    """What the ledger says of an instance, asked right before it is stopped: that the fleet is still ours, and that no balancer serves it.
+def _permit(lease: Lease, results: Sequence[Mapping[str, Any]]) -> Callable[..., None]:
+    """What the ledger says of instances, asked right before they are stopped: that the fleet is still ours, and no balancer serves them.
 
     results are those of the balancers' tasks of this very run: their receipts count where a full disk could not keep them.
     """
     ledger = Ledger(lease.url, lease.state_dir)
     fresh = [from_dict(Registration, item) for result in results for item in result.get("registrations") or ()]
     own = [item for item in fresh if item.receipt is not None and item.receipt.fence == lease.fence]
-    return lambda instance: ledger.permit(lease, [instance], own)
+    return lambda *instances: ledger.permit(lease, instances, own)
 
 
 class _Journal:

@@ -88,17 +88,16 @@ def carry_out(
     come = params["verb"] == "provision"
     result = {"changed": bool(instances or standby), "instances": [to_dict(item) for item in instances]}
     result["diff"] = _diff(come, instances, standby)
-    permit = permit or refuse_leased
-    if not come:
+    if permit is None and not come:
         for item in (*standby, *instances):
-            permit(item)
+            refuse_leased(item)
     if check_mode or not result["changed"]:
         return result
     lines = partial(_tell, params["fleet"], say)
     if come:
         result["instances"] = [to_dict(item) for item in _provision(provider, instances, params, lines)]
     else:
-        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines, permit)
+        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines, permit or refuse_leased)
     return result
 
 
