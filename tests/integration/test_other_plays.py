@@ -30,7 +30,7 @@ def place(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     site = Site(folder, haproxy, zlib.crc32(b"other plays") % 8192)
     try:
         for name in ("web", "api"):
-            site.fleet(name, fleet_image=f"{images}:v1", fleet_check_timeout=5)
+            site.fleet(name, fleet_image=f"{images}:v1", fleet_check_timeout=2)
         site.release()
         yield site
     finally:
