@@ -22,12 +22,12 @@ options:
   master_socket:
     description:
       - The master's socket (C(-S)), which tells of processes that a reload left behind with their connections, and reloads.
-      - Without it the host's variable C(haproxy_master_socket) counts, and without that C(/run/haproxy-master.sock) where it belongs to
-        the same HAProxy and there is no reload command.
+      - Without it the host's variable C(haproxy_master_socket) counts, and without that the socket that HAProxy was started with, or
+        C(/run/haproxy-master.sock) where it belongs to the same HAProxy.
     type: str
   reload_command:
     description:
-      - A command that reloads HAProxy, for where there is no master socket.
+      - A command that reloads HAProxy. Where there is a master socket too, that one only tells of HAProxy's processes.
       - Without it the host's variable C(haproxy_reload_command) counts.
     type: str
   config:

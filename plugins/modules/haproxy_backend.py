@@ -95,7 +95,7 @@ options:
             type: int
       cookie:
         description:
-          - The name of a cookie that keeps a client on its server. Refused below HAProxy 3.0, which can give none to an added server.
+          - The name of a cookie that keeps a client on its server until that leaves.
         type: str
       timeouts:
         description: Times with their unit, such as V(5s).

@@ -12,7 +12,6 @@ serve, and which are kept? **Wave**: the steps from what is seen to the aim. All
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +81,6 @@ def plan(definition: Definition, world: World, history: History, goal: Goal) -> 
         under_way = scene.history.entry is not None
         return Plan("abort", live, live, reasons=("what serves stays" if under_way else "nothing is left to undo",), closes=not under_way)
     _refuse_silence(scene, goal)
-    _refuse_cookie(scene, goal)
     return _GOALS[goal.verb](scene, live, goal)
 
 
@@ -184,14 +182,6 @@ def _refuse_elsewhere(scene: Scene, goal: Goal) -> None:
             f"balancer {host}" if missing else f"backend {backend} on {host}", f"it may be serving {many}, and {why}",
             remedy_of(scene.definition, host, backend),
         )
-
-
-def _refuse_cookie(scene: Scene, goal: Goal) -> None:
-    """What HAProxy would refuse when the instances are there is refused before."""
-    for balancer in scene.answering if scene.definition.haproxy.get("cookie") and goal.verb != "retire" else ():
-        if re.match(r"[0-2]\.", balancer.version):
-            cause = f"its HAProxy {balancer.version} can give no cookie to a server that is added at run time"
-            raise RefusedError(f"balancer {balancer.host}", cause, "Take fleet_haproxy.cookie out, or upgrade it to 3.0 or later")
 
 
 def _refuse_silence(scene: Scene, goal: Goal) -> None:

@@ -122,16 +122,17 @@ def wishes(draw: st.DrawFn) -> tuple[Server, ...]:
 
 
 def bring(world: Simulation, wanted: tuple[Server, ...], draw: st.DataObject, reloads: int = 0) -> None:
-    """What `Backend.apply` does, with a reload after any command that the data asks for."""
+    """What `Backend.apply` does, with a reload after any command that the data asks for, and with clients that stay or do not."""
     stuck: set[str] = set()
+    at_once = draw.draw(st.booleans())
     for _round in range(60):
         seen = world.observed()
         cold = backends.unproven(seen, wanted)
         aim = backends.staged(seen, wanted, cold) if cold else wanted
         written = (parse(world.fragment) or Fragment("web")).servers
-        lines = backends.together(aim, backends.parting(seen, aim, written), written)
+        lines = backends.together(aim, backends.parting(seen, aim, written, at_once), written)
         world.fragment = render(with_servers(Fragment("web"), lines))
-        todo = backends.commands("web", seen, lines, {}, stuck=stuck)
+        todo = backends.commands("web", seen, lines, {}, stuck=stuck, at_once=at_once)
         for command in todo:
             if reloads and draw.draw(st.booleans()):
                 reloads -= 1
@@ -213,6 +214,72 @@ def test_a_server_is_deleted_as_its_version_wants_it() -> None:
         "set server web/a state drain", "set server web/a state maint", "del server web/a",
     ]
     assert backends.commands("web", gone, (), {}, (3, 0)) == ["wait 2s srv-removable web/a", "del server web/a"]
+
+
+def test_clients_that_stay_are_moved_by_maint_while_others_are_waited_for() -> None:
+    serving = Server("a", "192.0.2.1", 80, 1, 100, up=True, check="L7OK", sessions=3)
+    draining = replace(serving, weight=0, state="drain")
+    assert backends.commands("web", (serving,), (), {}) == ["set server web/a weight 0", "set server web/a state drain"]
+    assert backends.commands("web", (draining,), (), {}) == []
+    assert backends.commands("web", (serving,), (), {}, at_once=True) == ["set server web/a weight 0", "set server web/a state maint"]
+    assert backends.commands("web", (draining,), (), {}, at_once=True) == ["set server web/a state maint"]
+    assert backends.commands("web", (replace(draining, state="maint"),), (), {}, at_once=True) == [], "what is under way ends first"
+
+
+def test_an_added_server_gets_the_dynamic_cookie_before_it_gets_clients() -> None:
+    new = Server("a", "192.0.2.1", 80, 1, 100)
+    lines = ["cookie SRV insert dynamic "]
+    told = backends.commands("web", (), (new,), {}, lines=lines)
+    assert told[-1] == "enable dynamic-cookie backend web"
+    staged = replace(new, weight=0, up=True, check="L7OK")
+    assert backends.commands("web", (staged,), (new,), {}, lines=lines) == [told[-1], "set server web/a weight 100"]
+    assert told[-1] not in backends.commands("web", (), (new,), {}, lines=["cookie SRV insert "])
+
+
+@pytest.mark.parametrize(("line", "sticky", "forced"), [
+    ("cookie SRV insert", True, False), ("stick on src", True, False), ("stick match src", True, False),
+    ("stick-table type ip size 1", True, False),
+    ("persist rdp-cookie", True, False), ("option persist", True, True), ("force-persist if { src 10.0.0.1 }", True, True),
+    ("no option persist", False, False), ("option redispatch", False, False), ("http-request set-header cookie x", False, False),
+    ("default-server inter 1s on-marked-down shutdown-sessions", False, True),
+])
+def test_which_lines_keep_clients(line: str, sticky: bool, forced: bool) -> None:
+    assert (bool(backends.STICKY.match(f"{line} ")), bool(backends.FORCED.match(f"{line} "))) == (sticky, forced)
+
+
+def test_what_passed_in_one_worker_counts_in_the_next_until_a_check_says_no() -> None:
+    up = Server("a", "192.0.2.1", 80, 1, up=True, check="L7OK")
+    passed = backends.passing((), (up,))
+    assert passed == {("a", "192.0.2.1", 80)}
+    for unasked in ("INI", "", "off"):
+        assert backends.passing(passed, (replace(up, up=False, check=unasked),)) == passed
+        assert backends.passing((), (replace(up, up=False, check=unasked),)) == set(), "no answer is none"
+    assert backends.passing(passed, (replace(up, up=False, check="L7OK"),)) == passed, "on its way to be fully up in this worker"
+    for no in ("L4CON", "L7STS", "L4TOUT", "L7TOUT"):
+        assert backends.passing(passed, (replace(up, up=False, check=no),)) == set()
+        assert backends.passing((), (up, replace(up, up=False, check=no))) == set(), "whoever else is content"
+    assert backends.passing(passed, (replace(up, up=False, check="L4CON", address="192.0.2.2"),)) == passed, "another server"
+    assert backends.passing((), (replace(up, check="none"),)) == passed, "nobody checks it"
+    idle = replace(up, up=False, check="INI", weight=0)
+    assert backends.unproven((idle,), (replace(idle, weight=100),)) == ("a",)
+    assert backends.unproven((idle,), (replace(idle, weight=100),), passed) == ()
+
+
+def test_receipts() -> None:
+    here = Server("a", "2001:DB8::1", 80, 1)
+    info = client.Info(9, "2.6.12", 100)
+    key = ("a", "2001:db8::1", 80)
+    busy = {"7:1": {key: 2}, "8:1": {key: 0}, "6:1": {}}
+    made = [(backends.Seen(info, True, (), elsewhere=elsewhere), cut) for elsewhere, cut in (
+        (busy, {}), ({"8:1": {key: 0}}, {}), ({}, {"a": 3}), ({}, {}), ({"": {key: 0}}, {}),
+    )]
+    assert [backends.receipts(seen, (here,), cut, "deadline") for seen, cut in made] == [
+        [backends.Receipt("a", "2001:DB8::1", 80, "deadline", 0, 2, ("7:1", "8:1"))],
+        [backends.Receipt("a", "2001:DB8::1", 80, "idle")],
+        [backends.Receipt("a", "2001:DB8::1", 80, "deadline", 3)],
+        [backends.Receipt("a", "2001:DB8::1", 80, "idle")],
+        [],
+    ], "none where nobody can tell of other processes"
 
 
 def test_a_check_that_failed_is_a_word_too_so_that_going_back_does_not_wait_for_it() -> None:

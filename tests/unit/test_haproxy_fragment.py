@@ -182,7 +182,7 @@ def test_a_bad_server_is_named(server: Server, word: str) -> None:
     {"inter": "1"}, {"inter": "soon"}, {"rise": 0}, {"mode": "udp"},
     {"bogus": 1}, {"timeouts": {"server": "5"}}, {"check": {"path": "health"}}, {"check": {"path": "/a b"}}, {"check": {"status": "ok"}},
     {"options": ["server x 192.0.2.1"]}, {"options": ["backend y"]}, {"options": ["a\nb"]},
-    {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "SRV"}, {"server": {"ssl": True}}, {"server": {"maxconn": 0}},
+    {"server": {"ca_file": "/a b"}}, {"server": {"sni": "a;b"}}, {"cookie": "S V"}, {"server": {"ssl": True}}, {"server": {"maxconn": 0}},
     {"inter": "25d"}, {"timeouts": {"tunnel": "2147483648ms"}}, {"server": {"sni": "é"}}, {"balance": "url_param"}, {"options": ['a "b']},
     {"mode": "tcp", "balance": "uri"}, {"options": ["a" + " b" * 64]}, {"options": ["a\\"]},
 ])
@@ -190,10 +190,12 @@ def test_a_bad_option_is_named(bad: dict[str, Any]) -> None:
     assert len(fragments.mistakes("web", (GOOD,), bad)) == 1
 
 
-def test_a_cookie_needs_haproxy_3() -> None:
-    assert "3.0" in fragments.mistakes("web", (GOOD,), {"cookie": "SRV"}, (2, 8))[0]
-    assert not fragments.mistakes("web", (GOOD,), {"cookie": "SRV"}, (3, 0))
-    assert "cookie web-1" in fragments.tail(Server("web-1", "192.0.2.1", 80, 1), {"cookie": "SRV"})
+def test_a_cookie_is_one_that_every_haproxy_gives_to_an_added_server() -> None:
+    assert not fragments.mistakes("web", (GOOD,), {"cookie": "SRV"})
+    assert "cookie" not in fragments.tail(Server("web-1", "192.0.2.1", 80, 1), {"cookie": "SRV"})
+    made = fragments.adopt("web", "backend web\n    cookie X prefix\n    dynamic-cookie-key k\n", (), {"cookie": "SRV"})
+    lines = [*fragments.settings(made), *made.kept]
+    assert [line for line in lines if "cookie" in line] == ["cookie SRV insert indirect nocache dynamic", "dynamic-cookie-key k"]
 
 
 def test_only_what_the_run_time_api_cannot_change_needs_a_reload() -> None:

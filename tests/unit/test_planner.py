@@ -64,19 +64,6 @@ def release(image: str, shape: str = "h", force: bool = False) -> Goal:
     return Goal("release", Image(image, f"sha256:{image}"), shape, force)
 
 
-@pytest.mark.parametrize("version", ["2.6.12", "2.8.3"])
-def test_a_cookie_that_an_old_haproxy_cannot_give_is_refused_before_anything_is_made(version: str) -> None:
-    fleet = released("shop:1")
-    sticky = replace(fleet.definition, haproxy={"cookie": "SRV"})
-    world = fleet.world()
-    balancers = tuple(replace(balancer, version=version) for balancer in world.balancers)
-    with pytest.raises(RefusedError, match=f"balancer lb1: its HAProxy {version} can give no cookie .* upgrade"):
-        plan(sticky, replace(world, balancers=balancers), fleet.ledger.history(), release("shop:2"))
-    assert plan(sticky, replace(world, balancers=balancers), fleet.ledger.history(), Goal("retire")).waves
-    balancers = tuple(replace(balancer, version="3.0.11") for balancer in world.balancers)
-    assert plan(sticky, replace(world, balancers=balancers), fleet.ledger.history(), release("shop:2")).waves
-
-
 def crashed(fleet: Fleet, goal: Goal, instant: str, times: int = 1, settled: bool = True) -> Fleet:
     """The fleet after a run that was killed when the simulated world had just said `instant`, for the so-many-eth time.
 

@@ -356,6 +356,14 @@ def others(current: int) -> Optional[Dict[int, str]]:
     return {pid: f"{pid}:{_started(pid)}" for pid in pids if _kind(pid) == kind and _sockets(pid)}
 
 
+def master_socket(pid: int) -> str:
+    """The path of the master's socket (-S) that this worker was started with; empty where there is none, or none to be seen."""
+    words = _words(pid)
+    wanted = words[words.index("-S") + 1].partition(",")[0] if "-S" in words[:-1] else ""
+    path = wanted[len("unix@"):] if wanted.startswith("unix@") else wanted
+    return path if os.path.isabs(path) and os.path.exists(path) else ""
+
+
 def _kind(pid: int) -> Tuple[List[str], str, str]:
     """The configuration files in its command line, where those are, and none for what only checks them."""
     words = _words(pid)

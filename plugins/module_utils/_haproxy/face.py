@@ -69,11 +69,9 @@ ARGUMENTS: Dict[str, Any] = {
 def connect(params: Mapping[str, Any], check_mode: bool = False) -> Backend:
     """The backend that the parameters name. host, where there is one, is the balancer's name in messages."""
     place = {key: params.get(key) or default for key, default in DEFAULTS.items()}
-    # Who names a command to reload with and no master socket has none.
-    master = params.get("master_socket") or ("" if place["reload_command"] else None)
     return Backend(
-        params["name"], socket=place["socket"], master_socket=master, reload_command=place["reload_command"], config=place["config"],
-        config_dir=place["config_dir"], host=params.get("host") or "", check_mode=check_mode,
+        params["name"], socket=place["socket"], master_socket=params.get("master_socket") or None, reload_command=place["reload_command"],
+        config=place["config"], config_dir=place["config_dir"], host=params.get("host") or "", check_mode=check_mode,
     )
 
 

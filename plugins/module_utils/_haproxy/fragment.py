@@ -228,7 +228,9 @@ def settings(fragment: Fragment) -> List[str]:
     made += _unless(kept, ["retries 3", "option redispatch"])
     made += _check_lines(options.get("check") or {}, kept)
     if options.get("cookie"):
-        made.append(f"cookie {options['cookie']} insert indirect nocache")
+        # Dynamic: before 3.0 a server that is added at run time takes no cookie of its own (facts 1.2). The key is no secret.
+        made.append(f"cookie {options['cookie']} insert indirect nocache dynamic")
+        made += _unless(kept, [f"dynamic-cookie-key {fragment.name}"])
     server = options.get("server") or {}
     if server.get("ssl") and server.get("ca_file"):
         # Loads the file with the configuration: what is not loaded then cannot be read from within a chroot.
@@ -298,8 +300,6 @@ def tail(server: Server, options: Mapping[str, Any]) -> str:
             words.append(f"alpn {own['alpn']}")
     if own.get("send_proxy_v2"):
         words.append("send-proxy-v2 check-send-proxy")
-    if options.get("cookie"):
-        words.append(f"cookie {server.name}")
     return " ".join(words)
 
 
@@ -461,8 +461,8 @@ def _decided(options: Mapping[str, Any]) -> Set[str]:
     checks = {"http-check", "tcp-check", "external-check", *(f"option {kind}" for kind in _CHECKS)}
     check = checks if (options.get("check") or {}).get("path") else set()
     timeouts = {f"timeout {key.replace('_', '-')}" for key, value in (options.get("timeouts") or {}).items() if value}
-    balance = {"balance"} if options.get("balance") else set()
-    return {"mode", _key(_STATELESS), *balance, *timeouts, *check, *(_key(line) for line in options.get("options") or ())}
+    words = {key for key in ("balance", "cookie") if options.get(key)}
+    return {"mode", _key(_STATELESS), *words, *timeouts, *check, *(_key(line) for line in options.get("options") or ())}
 
 
 def _own_words(words: Sequence[str]) -> str:
@@ -551,7 +551,7 @@ def too_long(text: str) -> str:
     return ""
 
 
-def mistakes(name: str, servers: Sequence[Server], options: Mapping[str, Any], version: Tuple[int, int] = (2, 6)) -> List[str]:
+def mistakes(name: str, servers: Sequence[Server], options: Mapping[str, Any]) -> List[str]:
     """One line for everything that HAProxy would not take, or would take for something else."""
     found = [] if NAME.fullmatch(name) else [f"name: {name!r} is no name of a backend; use letters, digits, _ . : and -"]
     found += _server_mistakes(servers)
@@ -559,11 +559,6 @@ def mistakes(name: str, servers: Sequence[Server], options: Mapping[str, Any], v
         if key not in OPTIONS:
             found.append(f"options: unknown {key!r}; known are {', '.join(OPTIONS)}")
     found += setting_mistakes(options)
-    if options.get("cookie") and version < (3, 0):
-        found.append(
-            f"cookie: HAProxy {version[0]}.{version[1]} can give no cookie to a server that is added at run time, 3.0 can; "
-            "leave it out, or upgrade"
-        )
     return found
 
 
