@@ -33,7 +33,9 @@ class ActionModule(BalancerAction):
         ledger, place = Ledger(lease.url, lease.state_dir), (self.balancer(task_vars), params["name"])
         servers = [from_dict(Server, item) for item in params["servers"] or ()]
         waiting = ledger.tell(lease, *place, servers)
-        params["confirm"] = [{"name": item.server, "address": item.address, "port": item.port} for item in waiting]
+        params["confirm"] = [
+            {"name": item.server, "address": item.address, "port": item.port, "confirmed": item.receipt is not None} for item in waiting
+        ]
         result = self.on_balancer(face.carry_out, params, task_vars)
         result["registrations"] = [to_dict(item) for item in ledger.receive(lease, *place, result.get("receipts") or ())]
         return result

@@ -208,7 +208,8 @@ options:
   confirm:
     description:
       - Servers to get a receipt for, if they are out of this backend, whatever took them out. It may be gone altogether. See RV(receipts).
-      - Nothing is waited for, and in check mode there are no receipts.
+      - With O(servers), other processes of HAProxy that may still send clients to them have until the end of O(drain_timeout). Otherwise
+        nothing is waited for. In check mode there are no receipts.
     type: list
     elements: dict
     default: []
@@ -225,6 +226,10 @@ options:
         description: Its port.
         type: int
         required: true
+      confirmed:
+        description: Whether it has a receipt already, and only the end of the processes in it is asked for.
+        type: bool
+        default: false
   lease:
     description:
       - The lease of a fleet's run, from M(phoenix.fleet.release_ledger), or C(ledger), C(fence) and C(fleet) of your own. They are written

@@ -69,7 +69,7 @@ def lines(wanted: tuple[Server, ...]) -> list[dict[str, Any]]:
 
 
 def places(wanted: tuple[Server, ...]) -> list[dict[str, Any]]:
-    return [{"name": item.name, "address": item.address, "port": item.port} for item in wanted]
+    return [{"name": item.name, "address": item.address, "port": item.port, "confirmed": False} for item in wanted]
 
 
 def kept(haproxy: HAProxyProcess) -> http.client.HTTPConnection:
@@ -172,6 +172,12 @@ def test_past_the_deadline_the_receipt_says_which_process_may_still_send_clients
     assert [identity.partition(":")[0] for identity in receipt["processes"]] == [str(before)]
     (again,) = asked(haproxy, state="observed", confirm=places(old))["receipts"]
     assert again == {**receipt, "proof": "lingering"}
+    # A run that was killed before the ledger had the receipt: the next one's drain has the same deadline.
+    (third,) = asked(haproxy, servers=lines(new), drain_timeout=1, confirm=places(old))["receipts"]
+    assert third == {**receipt, "left": 1}
+    # One that the ledger has a receipt of holds nothing up.
+    (seen,) = asked(haproxy, servers=lines(new), drain_timeout=3600, confirm=[{**places(old)[0], "confirmed": True}])["receipts"]
+    assert seen["proof"] == "lingering"
     client.close()
     wait_until(lambda: not Path(f"/proc/{before}").exists(), "the former process to end")
     assert asked(haproxy, state="observed", confirm=places(old))["receipts"] == [idle(old[0])]

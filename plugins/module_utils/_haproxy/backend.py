@@ -543,19 +543,21 @@ class Backend:
         self, servers: Optional[Sequence[Server]] = None, options: Optional[Mapping[str, Any]] = None, lease: Optional[Head] = None,
         live: Optional[int] = None, next_release: Optional[int] = None, adopt: bool = False, drain_timeout: float = 30,
         wait_timeout: float = 60, on_progress: Callable[[str], None] = lambda text: None, options_for: str = "all",
+        asked: Sequence[Server] = (),
     ) -> Outcome:
         """Bring the backend to these servers and options; None leaves the ones that are there.
 
         options_for: `all` servers, or only the `new` ones, or `former` for the options before that (see `fragments.turned`).
 
         A server that no check has spoken of is first staged at weight 0 and waited for, at most wait_timeout seconds. A server that
-        is not listed is drained, at most drain_timeout seconds, and deregistered.
+        is not listed is drained, at most drain_timeout seconds, and deregistered. asked are servers that an earlier run may have taken out
+        without a receipt: other processes of HAProxy have as long to let go of them.
         Raises besides InvalidError for bad input, LeaseError for a fence that is too low, DeadlineError for a wait.
         """
         outcome = Outcome([])
         deadline = 0.0
         late = waited = False
-        parted: Dict[Place, Server] = {}
+        parted: Dict[Place, Server] = {place(server): server for server in asked}
         self.passed = set()
         while True:
             with files.locked(self.config_dir):

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from .._errors import FleetError, InvalidError, UnreachableError
 from .._model import Head, Server, from_dict, to_dict
@@ -58,6 +58,7 @@ ARGUMENTS: Dict[str, Any] = {
         "name": {"type": "str", "required": True},
         "address": {"type": "str", "required": True},
         "port": {"type": "int", "required": True},
+        "confirmed": {"type": "bool", "default": False},
     }},
     "lease": {"type": "dict", "default": {}},
     "live": {"type": "int"},
@@ -99,7 +100,7 @@ def carry_out(params: Mapping[str, Any], check_mode: bool, say: Callable[[str], 
             backend.wait_up(names, params["wait_timeout"])
             say(f"{_fleet(params)}  {backend.host} {len(names)}/{len(names)} up")
     given = {place(receipt) for receipt in outcome.receipts}
-    asked = [server for server in (Server(**item, id=0) for item in params["confirm"]) if place(server) not in given]
+    asked = [server for server in _asked(params, ()) if place(server) not in given]
     outcome.receipts += backend.confirm(asked) if asked and not check_mode else []
     return {
         "changed": outcome.changed and params["state"] != "observed",
@@ -125,8 +126,13 @@ def _act(params: Mapping[str, Any], backend: Backend, lease: Optional[Head], che
     return backend.apply(
         servers, None if params["options"] is None else compact(params["options"]), lease, live=params["live"], next_release=params["next"],
         adopt=params["adopt"], drain_timeout=params["drain_timeout"], wait_timeout=params["wait_timeout"], on_progress=tell,
-        options_for=params["options_for"],
+        options_for=params["options_for"], asked=_asked(params, (True,)),
     )
+
+
+def _asked(params: Mapping[str, Any], without: Sequence[bool]) -> List[Server]:
+    """The servers of `confirm`, those left out whose `confirmed` is one of `without`."""
+    return [Server(item["name"], item["address"], item["port"], 0) for item in params["confirm"] if item["confirmed"] not in without]
 
 
 def _lease(data: Optional[Mapping[str, Any]]) -> Optional[Head]:
