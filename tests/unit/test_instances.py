@@ -54,7 +54,7 @@ def test_an_earlier_release_is_made_as_the_ledger_recorded_it(tmp_path: Path, mo
     release = {"number": 1, "definition": published(recorded(past, b"key"), b"key")}
     action.act({
         "release": release, "lease": to_dict(lease), "record": "", "options": today.options, "port": today.port, "wave": {},
-            "receipts": [], "folder": "", "verb": "provision",
-        }, {})
+        "receipts": [], "folder": "", "verb": "provision",
+    }, {})
     assert given[0]["port"] == 8080
     assert given[0]["options"] == {"memory": 64 << 20, "environment": {"A": "then"}, "secrets": {"key": "now"}}
