@@ -20,8 +20,9 @@ from ..module_utils._instances import connect
 from ..module_utils._model import Definition, Instance, from_dict, to_dict
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import shown_ledger, told, wanted
-from ..plugin_utils._executor import state_folder
+from ..plugin_utils._executor import keep, state_folder
 from ..plugin_utils._ledger import Lease, Ledger
+from ..plugin_utils._process import Process
 
 
 class ActionModule(FleetAction):
@@ -64,12 +65,14 @@ class ActionModule(FleetAction):
             # This is one task's worker; the run is the process that made it, and not whoever adopts it when that has ended.
             maker = multiprocessing.parent_process()
             run = maker.pid if maker and maker.pid else os.getppid()
+            process = Process.of(run)
             if definition.ledger:
                 state_folder(definition.state_dir)
             lease = ledger.acquire(definition.name, _who(task_vars), takeover=definition.takeover, pid=run)
             if os.getppid() != run:
                 ledger.give_back(lease)
                 raise LeaseError(f"fleet {definition.name}", f"the run that asked for it, process {run}, has ended", "Run it again")
+            keep(lease, process)
             self.say(f"{definition.name}  lease {lease.fence} taken ({lease.holder})")
         return {"changed": False, "lease": {**_shown(to_dict(lease)), "monotonic": time.monotonic()}}
 

@@ -10,21 +10,29 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import select
+import signal
+import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import IO, Iterator, Mapping, Optional
+from functools import partial
+from typing import IO, Callable, Iterator, Mapping, Optional
 
 from ..module_utils._errors import DeadlineError, FleetError, LeaseError, UnreachableError
 from ..module_utils._model import from_dict
-from ._ledger import Lease, Ledger
-from ._process import GONE, RUNNING, STOPPED, Process
+from ._ledger import PATIENCE, TIME_TO_LIVE, Lease, Ledger
+from ._process import GONE, RUNNING, STOPPED, Process, maker
 
-HEARTBEAT = 5.0
-"""Seconds between two renewals while an act is going on; the lease lives for 30."""
+HEARTBEAT = TIME_TO_LIVE / 6
+"""Seconds between two renewals."""
+
+LOOK = 1.0
+"""Seconds between two looks at the run, for the process that keeps its lease; of the run's end the kernel tells it at once."""
 
 LOCK_PATIENCE = 60.0
 """Seconds to wait for an act of the same fleet on this machine to end. Then a killed run's orphan is ended; a stopped one, at once."""
@@ -37,23 +45,28 @@ SIGNATURE = 256
 
 
 class Guard:
-    """What an act knows of the lease that it works under. records is how many the fleet had when the act began, 0 without a lease."""
+    """What an act knows of the lease that it works under. records is how many the fleet had when it last looked, 0 without a lease."""
 
-    def __init__(self, ledger: Optional[Ledger] = None, lease: Optional[Lease] = None) -> None:
+    def __init__(self, ledger: Optional[Ledger] = None, lease: Optional[Lease] = None, run: Optional[Process] = None) -> None:
         self._ledger = ledger
         self._lease = lease
+        self._run = run
         self.records = 0
         self.check()
 
     def check(self) -> None:
         """Ask the ledger whether the fleet is still this act's: right before each batch that stops or destroys, 1 ms with SQLite.
 
-        For some 25 s after it nobody takes the fleet over unasked. Who was suspended meanwhile learns here that others went on. Raises
-        LeaseError where the fleet was taken over, UnreachableError where the ledger gives no answer: then nobody knows. Without a lease
-        there is nothing to ask.
+        For some 25 s after it nobody takes the fleet over unasked. Who was suspended meanwhile learns here that others went on, and a
+        worker that its run is no more. Raises LeaseError where the fleet was taken over or the run has ended, UnreachableError where the
+        ledger gives no answer: then nobody knows. Without a lease there is nothing to ask.
         """
-        if self._ledger is not None and self._lease is not None:
-            self.records = self._ledger.check(self._lease)
+        if self._ledger is None or self._lease is None:
+            return
+        if self._run is not None and self._run.state() == GONE:
+            cause = f"its run, process {self._run.pid}, has ended"
+            raise LeaseError(f"fleet {self._lease.fleet}", cause, "Nothing more is done here; the next run puts right what it left")
+        self.records = self._ledger.check(self._lease)
 
 
 @contextmanager
@@ -69,8 +82,9 @@ def guarded(data: Optional[Mapping[str, object]]) -> Iterator[Guard]:
     lease = from_dict(Lease, data)
     ledger = Ledger(lease.url, lease.state_dir)
     with _locked(ledger, lease):
-        guard = Guard(ledger, lease)
-        heart = _Heart(ledger, lease)
+        run = maker()
+        guard = Guard(ledger, lease, run)
+        heart = _Heart(partial(ledger.renew, lease), run)
         heart.start()
         try:
             yield guard
@@ -140,19 +154,21 @@ def _orphan(file: IO[bytes], lease: Lease) -> Optional[Process]:
 
 
 class _Heart(threading.Thread):
-    """Renews the lease every few seconds, and remembers the error where that was refused."""
+    """Renews every few seconds while the run is at work, and remembers the error where that was refused."""
 
-    def __init__(self, ledger: Ledger, lease: Lease) -> None:
+    def __init__(self, renew: Callable[[], None], run: Optional[Process]) -> None:
         super().__init__(daemon=True)
-        self.ledger = ledger
-        self.lease = lease
+        self.renew = renew
+        self.of = run
         self.lost: Optional[LeaseError] = None
         self._end = threading.Event()
 
     def run(self) -> None:
         while not self._end.wait(HEARTBEAT):
+            if self.of is not None and not self.of.is_at_work():
+                continue
             try:
-                self.ledger.renew(self.lease)
+                self.renew()
             except LeaseError as error:
                 self.lost = error
                 return
@@ -162,4 +178,52 @@ class _Heart(threading.Thread):
 
     def stop(self) -> None:
         self._end.set()
-        self.join()
+        self.join(PATIENCE)
+
+
+def keep(lease: Lease, run: Process) -> int:
+    """See to it that all leases of the run in this ledger are renewed between its acts as well, for as long as it is at work.
+
+    A run waits between its acts: for a fork, for other fleets, for a person. One process renews for the whole run: a fork of the worker
+    that came first, since what it needs is loaded there and a password in the ledger's URL goes nowhere. It has a session of its own and
+    none of our files, so that nobody waits for it, and ends with the run, however that ends. Where it cannot be made, or cannot see the
+    run, the acts renew as ever. Returns its PID; 0 where there is one already, or none can be.
+    """
+    if run.state() != RUNNING:
+        return 0
+    ledger = Ledger(lease.url, lease.state_dir)
+    name = hashlib.sha256(f"{ledger.name} {run}".encode()).hexdigest()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as token:
+        try:
+            token.bind(f"\0phoenix.fleet.lease {name}")  # nobody else can while we or our child has it; nothing is ever sent to it
+            pid = os.fork()
+        except OSError:
+            return 0
+        if pid:
+            return pid
+        try:
+            _detach(token.fileno())
+            heart = _Heart(partial(ledger.renew_all, run), run)
+            heart.start()
+            end = select.poll()
+            with suppress(OSError):
+                end.register(os.pidfd_open(run.pid), select.POLLIN)
+            while heart.is_alive() and run.state() in (RUNNING, STOPPED):
+                end.poll(LOOK * 1000)
+        finally:
+            os._exit(0)
+
+
+def _detach(kept: int) -> None:
+    """Leave the run's session, and all of its files but one."""
+    os.setsid()
+    os.chdir("/")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    # Filled instead of closed: what Python still has of the run's files may close their numbers some day, which are nobody else's then.
+    null = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) != kept:
+            os.dup2(null, int(name))
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write("fleet-lease")

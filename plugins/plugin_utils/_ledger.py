@@ -11,16 +11,19 @@ SQLite where one machine releases, PostgreSQL where several do. Every method is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 import secrets
+import socket
 import sqlite3
 import sys
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,14 +36,17 @@ from . import _tables as t
 from ._process import GONE, RUNNING, STOPPED, UNKNOWN, Process, boot_id, uptime
 from ._tables import sa
 
-TIME_TO_LIVE = 30.0
-"""Seconds that a lease lives after its last renewal, for whoever cannot see the holder's process."""
+TIME_TO_LIVE = float(os.environ.get("PHOENIX_FLEET_LEASE_SECONDS", "30"))
+"""Seconds that a lease lives after its last renewal, for whoever cannot see the holder's process. The variable is for tests."""
 
-RENEWAL = 5.0
+RENEWAL = TIME_TO_LIVE / 6
 """Seconds after which `check` renews as well."""
 
 PATIENCE = 10
 """Seconds to wait for the database: for a connection, for a lock, for an answer."""
+
+SILENCE = PATIENCE + 2
+"""Seconds after which a PostgreSQL server that says nothing is hung up on. A little more: what it has to say of a lock comes first."""
 
 FIRST_SERVER = 10001
 """The first server id; HAProxy itself numbers the servers of configuration files from 1."""
@@ -91,6 +97,7 @@ class Ledger:
                 )
             except ImportError:
                 raise _missing("psycopg", "psycopg[binary]") from None
+            sa.event.listen(self._engine, "do_connect", _connect)
         sa.event.listen(self._engine, "begin", self._begin)
 
     # Who it is
@@ -133,7 +140,7 @@ class Ledger:
                     raise LeaseError(f"fleet {fleet}", *_held_words(row, holder, state, row.expires - now))
             lease = Lease(self.url, fleet, row.fence + 1, identity.id, self.state_dir, f"{by} pid {me.pid}", timestamp())
             self._set(
-                connection, fleet, fence=lease.fence, holder=json.dumps(asdict(me)), held_by=by, held_since=lease.since,
+                connection, fleet, fence=lease.fence, holder=_held(me), held_by=by, held_since=lease.since,
                 expires=now + TIME_TO_LIVE,
             )
         if holder is not None and holder != me and self._state(holder) == STOPPED:
@@ -161,6 +168,14 @@ class Ledger:
         except _FullError:
             with self._reading() as (connection, identity):
                 self._verified(connection, identity, lease)
+
+    def renew_all(self, run: Process) -> None:
+        """Put the deadlines of all fleets off that this run holds. One that somebody works on just now is left to them."""
+        with self._writing() as (connection, identity):
+            if identity is not None:
+                held = sa.select(t.FLEETS.c.name).where(t.FLEETS.c.holder == _held(run)).with_for_update(skip_locked=True)
+                expires = self._clock(connection) + TIME_TO_LIVE
+                connection.execute(sa.update(t.FLEETS).where(t.FLEETS.c.name.in_(held)).values(expires=expires))
 
     def give_back(self, lease: Lease) -> None:
         """End the lease. Nothing happens where it was lost already."""
@@ -926,6 +941,45 @@ def _hash(former: str, event: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """As it will be read back: Ansible's own kinds of text and number become plain ones."""
     return json.loads(json.dumps(value))
+
+
+def _connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+    return _bounded(dialect.dbapi).connect(*arguments, **options)
+
+
+@functools.cache
+def _bounded(psycopg: Any) -> Any:
+    """psycopg's connection, which waits for no answer longer than SILENCE.
+
+    By itself it waits for ever for a server that stands still or went away behind a proxy: its kernel acknowledges all that is sent, so TCP
+    sees nothing wrong. The timeouts of PostgreSQL are the server's own.
+    """
+
+    class Bounded(psycopg.Connection):  # type: ignore[misc]
+        def wait(self, *arguments: Any, **options: Any) -> Any:
+            late = threading.Event()
+            alarm = threading.Timer(SILENCE, self._hang_up, (late,))
+            alarm.daemon = True
+            alarm.start()
+            try:
+                return super().wait(*arguments, **options)
+            except psycopg.Error:
+                if late.is_set():
+                    raise psycopg.OperationalError(f"the server has given no answer for {SILENCE} s") from None
+                raise
+            finally:
+                alarm.cancel()
+
+        def _hang_up(self, late: threading.Event) -> None:
+            late.set()
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+    return Bounded
+
+
+def _held(process: Process) -> str:
+    return json.dumps(asdict(process))
 
 
 def _process(row: Any) -> Process | None:

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import glob
+import multiprocessing
 import os
 import signal
 import time
@@ -45,6 +47,15 @@ class Process:
             return GONE
         return STOPPED if code in "Tt" else RUNNING
 
+    def is_at_work(self) -> bool:
+        """Neither gone nor stopped, as far as can be seen from here, and none of the processes that it forked was stopped: with a worker
+        that stands still a run stands still.
+        """
+        state = self.state()
+        if state != RUNNING:
+            return state == UNKNOWN
+        return not any(_stat(pid)[0] in tuple("Tt") for pid in _forked(self.pid))
+
     def end(self) -> None:
         """SIGKILL this very process and what it started, whatever became of its PID meanwhile."""
         # Where it is gone, its PID may be another's by now, and so are that one's children.
@@ -63,6 +74,17 @@ class Process:
                 pass  # another user's: its fence is too low by now, which stops it just as well
             finally:
                 os.close(handle)
+
+
+def maker() -> Process | None:
+    """The process that made this one, which is the run where this is a worker of Ansible's; None where nobody did.
+
+    Where it has ended, so says its state: an orphan never takes its new parent for it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.pid:
+        return None
+    return Process.of(parent.pid) if os.getppid() == parent.pid else Process(boot_id(), _namespace(), parent.pid, "0")
 
 
 def boot_id() -> str:
@@ -98,6 +120,12 @@ def _children(pid: int) -> list[tuple[int, str]]:
             if parent == pid:
                 found.append((int(name), start))
     return found
+
+
+def _forked(pid: int) -> list[int]:
+    """Its children, cheaply where the kernel tells them (CONFIG_PROC_CHILDREN)."""
+    lists = glob.glob(f"/proc/{pid}/task/*/children")
+    return [int(child) for path in lists for child in _read(path).split()] if lists else [child for child, _start in _children(pid)]
 
 
 def _exists(pid: int) -> bool:

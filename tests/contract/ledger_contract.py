@@ -18,9 +18,9 @@ import pytest
 import sqlalchemy as sa
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError, LeaseError, RefusedError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import History, Instance, Plan, Release, Server, Step
-from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tables
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _executor, _ledger, _process, _tables
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import FIRST_SERVER, Lease, Ledger
-from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import GONE, Process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +114,55 @@ class Holder:
             self.ended = True
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+
+
+class Run:
+    """A run as Ansible is one: a process, two workers of which have taken a fleet each and ended, and one that is at its next task.
+
+    keeper renews its leases.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        told, tell = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.alarm(120)
+            run = Process.of(os.getpid())
+            for fleet in ("web", "api"):
+                worker = os.fork()
+                if worker == 0:
+                    try:
+                        lease = ledger.acquire(fleet, "other@host", pid=run.pid)
+                        os.write(tell, f"{_executor.keep(lease, run)} {lease.fence} {lease.ledger}\n".encode())
+                    finally:
+                        os._exit(0)
+                os.waitpid(worker, 0)
+            worker = os.fork()
+            if worker:
+                os.write(tell, f"{worker}\n".encode())
+                os.close(tell)
+            while True:
+                signal.pause()
+        os.close(tell)
+        with os.fdopen(told) as file:
+            keeper, fence, ident = file.readline().split()
+            assert file.readline().split()[0] == "0", "one is enough"
+            self.worker = int(file.readline())
+        self.keeper = Process.of(int(keeper))
+        self.lease = Lease(ledger.url, "web", int(fence), ident, ledger.state_dir)
+
+    def end(self) -> None:
+        for pid in (self.worker, self.pid):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """As somebody in another PID namespace, who goes by the deadline of a lease that is held in ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_process, "_namespace", lambda: "pid:[1]")
+        yield
 
 
 @contextmanager
@@ -256,6 +305,60 @@ class LedgerContract:
         for act in (ledger.check, ledger.renew, lambda lease: ledger.record(lease, "done")):
             with pytest.raises(LeaseError, match="has lost its lease 1: me@here took it over at"):
                 act(lease)
+
+    @pytest.fixture
+    def run(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+        monkeypatch.setattr(_ledger, "TIME_TO_LIVE", 2.0)
+        monkeypatch.setattr(_executor, "HEARTBEAT", 0.2)
+        monkeypatch.setattr(_executor, "LOOK", 0.05)
+        run = Run(Ledger(*place))
+        yield run
+        run.end()
+        until(lambda: run.keeper.state() == GONE, "it goes on after the run's end")
+
+    def test_a_run_keeps_its_leases_while_it_waits_between_two_acts(self, place: Place, run: Run) -> None:
+        ledger = Ledger(*place)
+        first = self._now(ledger) + _ledger.TIME_TO_LIVE
+        until(lambda: self._now(ledger) > first + _ledger.TIME_TO_LIVE, "time stands still")
+        for fleet in ("web", "api"):
+            with elsewhere(), pytest.raises(LeaseError, match="cannot be seen from here"):
+                ledger.acquire(fleet, "me@here")
+        ledger.check(run.lease)
+        ledger.give_back(run.lease)
+        assert ledger.holder("web") is None
+        until(lambda: self._now(ledger) > first + 2 * _ledger.TIME_TO_LIVE, "time stands still")
+        assert ledger.acquire("web", "me@here").fence == 2
+
+    def test_a_killed_run_loses_its_lease(self, place: Place, run: Run) -> None:
+        os.kill(run.pid, signal.SIGKILL)
+        until(lambda: run.keeper.state() == GONE, "it goes on")
+        self._lapses(place)
+
+    @pytest.mark.parametrize("who", ["pid", "worker"])
+    def test_a_run_that_stands_still_loses_its_lease(self, place: Place, run: Run, who: str) -> None:
+        os.kill(getattr(run, who), signal.SIGSTOP)
+        self._lapses(place)
+        os.kill(getattr(run, who), signal.SIGCONT)
+        Ledger(*place).renew_all(Process.of(run.pid))  # what was lost it does not get back
+        with pytest.raises(LeaseError, match="me@here took it over"):
+            Ledger(*place).check(run.lease)
+
+    def test_a_lease_whose_keeper_is_killed_is_renewed_by_acts(self, place: Place, run: Run) -> None:
+        os.kill(run.keeper.pid, signal.SIGKILL)
+        until(lambda: run.keeper.state() == GONE, "it goes on")
+        Ledger(*place).renew(run.lease)
+        with elsewhere(), pytest.raises(LeaseError):
+            Ledger(*place).acquire("web", "me@here")
+        self._lapses(place)
+
+    def _lapses(self, place: Place) -> None:
+        with elsewhere():
+            until(lambda: Ledger(*place).holder("web") is None, "it keeps the fleet")
+            assert Ledger(*place).acquire("web", "me@here").fence == 2
+
+    def _now(self, ledger: Ledger) -> float:
+        with changing(ledger) as connection:
+            return ledger._clock(connection)
 
     def test_takeover_takes_a_live_lease(self, place: Place) -> None:
         with holding(place) as holder:

@@ -11,6 +11,8 @@ import os
 import pwd
 import shutil
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -36,6 +38,14 @@ class Server:
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "-w", "stop")
+
+    def send(self, number: int) -> None:
+        """A signal to every one of its processes."""
+        first = int(Path(f"{self.folder}/data/postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for pid in (first, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def create(self, name: str) -> str:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:

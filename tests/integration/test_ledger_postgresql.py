@@ -7,16 +7,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import tempfile
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import UnreachableError
-from ansible_collections.phoenix.fleet.plugins.plugin_utils import _ledger, _tables
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import to_dict
+from ansible_collections.phoenix.fleet.plugins.plugin_utils import _executor, _ledger, _tables
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._executor import guarded
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
 from ansible_collections.phoenix.fleet.tests.contract import ledger_contract as contract
@@ -136,3 +143,97 @@ def test_a_row_that_another_keeps_locked(place: contract.Place, monkeypatch: pyt
         assert ledger.history("web").fence == 1
         with pytest.raises(UnreachableError, match="lock timeout"):
             ledger.renew(lease)
+
+
+# A server that gives no answer
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ledger, "PATIENCE", 2)
+    monkeypatch.setattr(_ledger, "SILENCE", 2)
+    monkeypatch.setattr(_executor, "PATIENCE", 2)
+    monkeypatch.setattr(_executor, "HEARTBEAT", 0.1)
+
+
+@contextmanager
+def silenced(server: Server) -> Iterator[None]:
+    """All its processes stand still: the kernel still takes what is sent to them."""
+    server.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.send(signal.SIGCONT)
+
+
+def outcome(act: Callable[[], Any]) -> Any:
+    """What it raised, or returned; it must come to an end."""
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append(act())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "it waits for ever"
+    return found[0]
+
+
+def test_a_server_that_accepts_and_never_speaks(impatient: None, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        ledger = Ledger(f"postgresql://fleet@127.0.0.1:{mute.getsockname()[1]}/fleet?gssencmode=disable", str(tmp_path))
+        for act in (lambda: ledger.history("web"), lambda: ledger.acquire("web", "me@here")):
+            error = outcome(act)
+            assert isinstance(error, UnreachableError) and "timeout" in str(error), error
+
+
+def test_a_server_that_stands_still(server: Server, place: contract.Place, impatient: None) -> None:
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+    with silenced(server):
+        for act in (lambda: ledger.check(lease), lambda: ledger.renew(lease), lambda: ledger.record(lease, "done"), lambda: ledger.id):
+            error = outcome(act)
+            assert isinstance(error, UnreachableError) and "Check fleet_ledger, that the server runs" in str(error), error
+    ledger.check(lease)
+
+
+@pytest.mark.parametrize("moment", ["statement", "commit"])
+def test_a_server_that_stands_still_in_the_middle(server: Server, place: contract.Place, impatient: None, moment: str) -> None:
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+
+    def act() -> None:
+        with ledger.planning(lease) as view:
+            plan = contract.release_plan(view.history())
+            if moment == "commit":
+                view.open(plan, "ann")
+            server.send(signal.SIGSTOP)
+            if moment == "statement":
+                view.open(plan, "ann")
+
+    try:
+        error = outcome(act)
+    finally:
+        server.send(signal.SIGCONT)
+    assert isinstance(error, UnreachableError) and "the server has given no answer for 2 s" in str(error), error
+    ledger.check(lease)
+
+
+def test_an_act_ends_though_the_server_stands_still(server: Server, place: contract.Place, impatient: None) -> None:
+    lease = Ledger(*place).acquire("web", "me@here")
+
+    def act() -> str:
+        with guarded(to_dict(lease)) as guard:
+            server.send(signal.SIGSTOP)
+            with pytest.raises(UnreachableError):
+                guard.check()
+        return "ended"
+
+    try:
+        assert outcome(act) == "ended"
+    finally:
+        server.send(signal.SIGCONT)

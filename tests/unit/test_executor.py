@@ -116,3 +116,32 @@ def test_without_a_lease_there_is_nothing_to_check() -> None:
     with guarded(None) as guard:
         guard.check()
         assert guard.records == 0
+
+
+def orphaned(lease: dict[str, Any], told: Any) -> None:
+    """A run: its worker acts, and asks again when the run is no more."""
+    def work() -> None:
+        with guarded(lease) as guard:
+            told.send("acting")
+            run = _executor.maker()
+            while run and run.state() != "gone":
+                run = _executor.maker()
+            try:
+                guard.check()
+                told.send("went on")
+            except LeaseError as error:
+                told.send(str(error))
+
+    CONTEXT.Process(target=work).start()
+    signal.pause()
+
+
+def test_a_worker_whose_run_is_no_more_does_nothing_more(ledger: Ledger) -> None:
+    heard, told = CONTEXT.Pipe(duplex=False)
+    run = CONTEXT.Process(target=orphaned, args=(to_dict(ledger.acquire("web", "me")), told))
+    run.start()
+    assert heard.poll(20) and heard.recv() == "acting"
+    run.kill()
+    run.join(20)
+    assert heard.poll(20)
+    assert f"its run, process {run.pid}, has ended. Nothing more is done here" in heard.recv()
