@@ -93,7 +93,8 @@ class Head:
     """The comment at the top of a fragment: who may write it (ledger, fence), and what it would take to go on without a ledger.
 
     records is how many of the fleet the ledger had when this was written. Every run raises the fence, one that is refused too, but
-    writes no record then: so an old copy of the ledger never catches up.
+    writes no record then: so an old copy of the ledger never catches up. lineage tells two copies of one ledger apart: it gets a new last
+    part whenever a copy takes the fleet over (fleet_adopt), and its former parts are the lines that this copy goes on from.
     """
 
     ledger: str = ""
@@ -102,6 +103,19 @@ class Head:
     live: int = 0
     next: int = 1
     records: int = 0
+    lineage: str = ""
+
+    @property
+    def line(self) -> str:
+        """Whose this is: the newest part of the lineage, of a fleet that was never taken over its ledger."""
+        return (self.lineage or self.ledger).rpartition("/")[2]
+
+    def is_known_to(self, known: Union[Head, History]) -> bool:
+        """Whether `known` has written this, or what it goes on from has, and whether it says nothing later."""
+        return not self.ledger or (self.is_of(known) and not self.is_later_than(known))
+
+    def is_of(self, known: Union[Head, History]) -> bool:
+        return self.line in (known.ledger, *known.lineage.split("/"))
 
     def is_later_than(self, known: Union[Head, History]) -> bool:
         """Whether a run has written this that `known`, a ledger's history or another head, does not know of."""
@@ -273,8 +287,9 @@ class History:
     reserved maps the pool keys (`HOST KEY`) that instances of this ledger, of any fleet, hold to their instances' names.
     servers maps instance names of this fleet to the ids that HAProxy knows them by. since is when live became so (ISO 8601).
     issued maps bands of numbers (`HOST FIRST`, see Pool.ids) to the lowest number that no fleet of this ledger ever got from it.
-    records is how many were written of this fleet. registrations are those of its servers; released maps addresses, with and without
-    port, that instances of this ledger had, to when the last of them was confirmed to be out (ISO 8601).
+    records is how many were written of this fleet, lineage what its heads say (see Head). registrations are those of its servers;
+    released maps addresses, with and without port, that instances of this ledger had, to when the last of them was confirmed to be out
+    (ISO 8601).
     """
 
     ledger: str
@@ -291,6 +306,7 @@ class History:
     records: int = 0
     registrations: Tuple[Registration, ...] = ()
     released: Mapping[str, str] = field(default_factory=dict, hash=False)
+    lineage: str = ""
 
 
 @dataclass(frozen=True)

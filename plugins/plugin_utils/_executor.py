@@ -24,7 +24,7 @@ from functools import partial
 from typing import IO, Callable, Iterator, Mapping, Optional
 
 from ..module_utils._errors import DeadlineError, FleetError, LeaseError, UnreachableError
-from ..module_utils._model import from_dict
+from ..module_utils._model import Head, from_dict
 from ._ledger import PATIENCE, TIME_TO_LIVE, Lease, Ledger
 from ._process import GONE, RUNNING, STOPPED, Process, maker
 
@@ -45,13 +45,13 @@ SIGNATURE = 256
 
 
 class Guard:
-    """What an act knows of the lease that it works under. records is how many the fleet had when it last looked, 0 without a lease."""
+    """What an act knows of the lease that it works under. head is what the heads of fragments are to say of it, as of the last check."""
 
     def __init__(self, ledger: Optional[Ledger] = None, lease: Optional[Lease] = None, run: Optional[Process] = None) -> None:
         self._ledger = ledger
         self._lease = lease
         self._run = run
-        self.records = 0
+        self.head = Head()
         self.check()
 
     def check(self) -> None:
@@ -66,7 +66,7 @@ class Guard:
         if self._run is not None and self._run.state() == GONE:
             cause = f"its run, process {self._run.pid}, has ended"
             raise LeaseError(f"fleet {self._lease.fleet}", cause, "Nothing more is done here; the next run puts right what it left")
-        self.records = self._ledger.check(self._lease)
+        self.head = self._ledger.check(self._lease)
 
 
 @contextmanager

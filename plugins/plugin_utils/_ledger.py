@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
-from ..module_utils._model import Entry, History, Image, Instance, Plan, Receipt, Registration, Release, Server, to_dict
+from ..module_utils._model import Entry, Head, History, Image, Instance, Plan, Receipt, Registration, Release, Server, to_dict
 from . import _registrations as law
 from . import _tables as t
 from ._process import GONE, RUNNING, STOPPED, UNKNOWN, Process, boot_id, uptime
@@ -50,6 +50,9 @@ SILENCE = PATIENCE + 2
 
 FIRST_SERVER = 10001
 """The first server id; HAProxy itself numbers the servers of configuration files from 1."""
+
+ADOPT = "adopt"
+"""The record of a takeover from a ledger that has written more, written by `adopt`."""
 
 RECORDS = re.compile(r"wave [1-9][0-9]* (open|passed)|commit|revert|retire|done")
 
@@ -129,9 +132,9 @@ class Ledger:
         with the holder, since when, and the remedy.
         """
         me = Process.of(pid or os.getpid())
-        with self._writing(create=True) as (connection, identity):
+        with self._writing(create=fleet) as (connection, identity):
             connection.execute(_new_fleet(fleet))
-            row = self._locked(connection, fleet)
+            row = self._row(connection, identity, fleet, lock=True)
             now = self._clock(connection)
             holder = _process(row)
             if holder is not None and not takeover and (holder != me or row.held_by != by):
@@ -140,21 +143,21 @@ class Ledger:
                     raise LeaseError(f"fleet {fleet}", *_held_words(row, holder, state, row.expires - now))
             lease = Lease(self.url, fleet, row.fence + 1, identity.id, self.state_dir, f"{by} pid {me.pid}", timestamp())
             self._set(
-                connection, fleet, fence=lease.fence, holder=_held(me), held_by=by, held_since=lease.since,
+                connection, fleet, fence=lease.fence, raised=0, holder=_held(me), held_by=by, held_since=lease.since,
                 expires=now + TIME_TO_LIVE,
             )
         if holder is not None and holder != me and self._state(holder) == STOPPED:
             holder.end()
         return lease
 
-    def check(self, lease: Lease) -> int:
-        """Raise LeaseError unless the fleet is still this lease's. Renews it where that is due. Returns how many records the fleet has."""
+    def check(self, lease: Lease) -> Head:
+        """Raise LeaseError unless the fleet is still this lease's. Renews it where that is due. Returns what heads are to say of it now."""
         with self._reading() as (connection, identity):
             row = self._verified(connection, identity, lease)
             due = row.expires - self._clock(connection) < TIME_TO_LIVE - RENEWAL
         if due:
             self.renew(lease)
-        return int(row.records)
+        return _head(identity, row)
 
     def renew(self, lease: Lease) -> None:
         """Put the lease's deadline off. Raises LeaseError where the fleet is no longer this lease's.
@@ -183,14 +186,26 @@ class Ledger:
             if identity is not None and identity.id == lease.ledger:
                 connection.execute(
                     sa.update(t.FLEETS)
-                    .where(t.FLEETS.c.name == lease.fleet, t.FLEETS.c.fence == lease.fence)
+                    .where(t.FLEETS.c.name == lease.fleet, t.FLEETS.c.fence - t.FLEETS.c.raised == lease.fence)
                     .values(holder=None, held_by=None, held_since=None, expires=None)
                 )
+
+    def adopt(self, lease: Lease, head: Head, server: int = 0) -> None:
+        """Take the fleet over from whoever wrote a head that this ledger does not know (`fleet_adopt`): another ledger, or a newer copy.
+
+        It goes on above the head's fence and records, its releases and server ids (`server` is the highest seen), in a lineage of its own:
+        so whoever goes on with the other one is refused everywhere, and who was never here is not. The lease stays as it is; only what
+        heads are to say of it changes (see `check`). Nothing happens where the head is known.
+        """
+        with self._writing() as (connection, identity):
+            row = self._verified(connection, identity, lease, lock=True)
+            if not head.is_known_to(_head(identity, row)):
+                _Book(connection, row).adopt(identity.id, head, server)
 
     def holder(self, fleet: str) -> dict[str, str] | None:
         """Who holds the fleet now: holder, state (running, stopped, unknown), since, until (ISO 8601); None where nobody does."""
         with self._reading() as (connection, identity):
-            row = self._row(connection, fleet) if identity else None
+            row = self._row(connection, identity, fleet) if identity else None
             holder = _process(row)
             if row is None or holder is None:
                 return None
@@ -367,12 +382,13 @@ class Ledger:
     def verify(self, fleet: str) -> list[str]:
         """Findings about the fleet's records: every one that was changed, removed or slipped in. Empty where the chain is whole."""
         with self._reading() as (connection, identity):
-            row = self._row(connection, fleet) if identity else None
+            row = self._row(connection, identity, fleet) if identity else None
             if row is None:
                 return []
-            number, chain = 0, ""
+            number, chain = row.checkpoint, row.checkpoint_hash
             for event in connection.execute(sa.select(t.EVENTS).where(t.EVENTS.c.fleet == fleet).order_by(t.EVENTS.c.number)):
-                number += 1
+                # Adopting goes on above the numbers of the other ledger, and says where it went on from.
+                number = event.number if event.record == ADOPT and event.data.get("after") == number else number + 1
                 if event.number != number:
                     return [f"the ledger's record {number} of {fleet} is missing"]
                 if event.hash != _hash(chain, event._mapping):
@@ -396,8 +412,8 @@ class Ledger:
             yield connection, self._identity(connection)
 
     @contextmanager
-    def _writing(self, create: bool = False) -> Iterator[tuple[Any, Any]]:
-        """As `_reading`, with changes, committed at the end. create makes the ledger where there is none."""
+    def _writing(self, create: str = "") -> Iterator[tuple[Any, Any]]:
+        """As `_reading`, with changes, committed at the end. create (for a fleet) makes the ledger where there is none, or upgrades it."""
         if self._file and create:
             self._make_file()
         if self._file and not os.path.exists(self._file):
@@ -407,7 +423,7 @@ class Ledger:
             connection = connection.execution_options(phoenix_write=True)
             identity = self._identity(connection)
             if create and (identity is None or identity.version < t.VERSION):
-                identity = self._create(connection) if identity is None else self._upgrade(connection)
+                identity = self._create(connection) if identity is None else self._upgrade(connection, create)
             yield connection, identity
             connection.commit()
 
@@ -481,19 +497,39 @@ class Ledger:
             connection.execute(sa.insert(t.LEDGER).values(new))
         return self._identity(connection)
 
-    def _upgrade(self, connection: Any) -> Any:
-        """Add the tables that an earlier version did not have."""
+    def _upgrade(self, connection: Any, fleet: str) -> Any:
+        """Add the tables and columns that an earlier version did not have. Raises RefusedError while a run holds another fleet than this.
+
+        An earlier collection refuses a later one's tables at every call: in the middle of its work it would neither go on nor back.
+        """
+        if not self._file:
+            connection.exec_driver_sql("LOCK TABLE phoenix_fleets IN ACCESS EXCLUSIVE MODE")
+        identity = self._identity(connection)
+        if identity.version >= t.VERSION:  # somebody has done it meanwhile
+            return identity
+        now = self._clock(connection)
+        for row in connection.execute(t.fleets(identity.version).where(t.FLEETS.c.name != fleet, t.FLEETS.c.holder.is_not(None))):
+            holder = Process(**json.loads(row.holder))
+            state = self._state(holder)
+            if state in (RUNNING, STOPPED) or (state == UNKNOWN and row.expires > now):
+                words, remedy = _held_words(row, holder, state, row.expires - now)
+                cause = f"its tables ({identity.version}) are an earlier collection's, and its fleet {row.name} is {words}"
+                raise RefusedError(f"ledger {self.name}", cause, f"{remedy}, for fleet {row.name}. Then run again")
         t.TABLES.create_all(connection)
+        for table in t.TABLES.tables.values():
+            there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+            for column in table.c:
+                if column.name not in there:
+                    words = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
         connection.execute(sa.update(t.LEDGER).values(version=t.VERSION))
         return self._identity(connection)
 
     # Rows
 
-    def _row(self, connection: Any, fleet: str) -> Any:
-        return connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet)).one_or_none()
-
-    def _locked(self, connection: Any, fleet: str) -> Any:
-        return connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet).with_for_update()).one_or_none()
+    def _row(self, connection: Any, identity: Any, fleet: str, lock: bool = False) -> Any:
+        chosen = t.fleets(identity.version).where(t.FLEETS.c.name == fleet)
+        return connection.execute(chosen.with_for_update() if lock else chosen).one_or_none()
 
     def _set(self, connection: Any, fleet: str, **values: Any) -> None:
         connection.execute(sa.update(t.FLEETS).where(t.FLEETS.c.name == fleet).values(values))
@@ -504,8 +540,8 @@ class Ledger:
                 f"fleet {lease.fleet}", f"the ledger {self.name} that this run began with is no longer there",
                 "Restore it; without a copy of it, run again with fleet_adopt=true, which goes on from what the balancers say",
             )
-        row = self._locked(connection, lease.fleet) if lock else self._row(connection, lease.fleet)
-        if row is None or row.fence != lease.fence or row.holder is None:
+        row = self._row(connection, identity, lease.fleet, lock)
+        if row is None or row.fence - row.raised != lease.fence or row.holder is None:
             taken = f"{row.held_by} took it over at {row.held_since}" if row is not None and row.holder else "it was given back"
             raise LeaseError(
                 f"fleet {lease.fleet}", f"this run has lost its lease {lease.fence}: {taken}",
@@ -634,6 +670,20 @@ class _Book:
             self.seal(number, {}, without={item.name for item in made})
         self._flush()
         return undoing
+
+    def adopt(self, ledger: str, head: Head, server: int) -> None:
+        row, records = self._row, self._row["records"]
+        fence = max(row["fence"], head.fence) + 1
+        known = [part for part in row["lineage"].split("/") if part]
+        former = [] if head.line in (ledger, *known) else [head.line]
+        # One of its own for each run: where that takes over several balancers, they go on as one.
+        parts = [*known[:-1], *former, known[-1]] if row["raised"] else [*known, *former, secrets.token_hex(4)]
+        self._set(
+            fence=fence, raised=row["raised"] + fence - row["fence"], lineage="/".join(parts),
+            next_release=max(row["next_release"], head.next), next_server=max(row["next_server"], server + 1),
+        )
+        self._append(0, ADOPT, "", {"head": to_dict(head), "after": records}, max(records, head.records) + 1)
+        self._flush()
 
     def remember(self, release: Release) -> None:
         self._mark(release.number, definition=_plain(release.definition))
@@ -773,9 +823,9 @@ class _Book:
         if wanted:
             self._connection.execute(sa.insert(table), [{"fleet": self._fleet, key: name, value: item} for name, item in wanted.items()])
 
-    def _append(self, entry: int, record: str, reason: str, data: Mapping[str, Any]) -> None:
+    def _append(self, entry: int, record: str, reason: str, data: Mapping[str, Any], number: int = 0) -> None:
         event = {
-            "fleet": self._fleet, "number": self._row["records"] + 1, "entry": entry, "record": record, "reason": reason,
+            "fleet": self._fleet, "number": number or self._row["records"] + 1, "entry": entry, "record": record, "reason": reason,
             "data": _plain(data), "fence": self._row["fence"], "at": self._now,
         }
         event["hash"] = _hash(self._row["chain"], event)
@@ -828,7 +878,7 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
         return History(ledger="", next_server=FIRST_SERVER)
     reserved = {row.key: row.instance for row in connection.execute(sa.select(t.RESERVATIONS.c.key, t.RESERVATIONS.c.instance))}
     issued = {row.band: row.following for row in connection.execute(sa.select(t.BANDS))} if identity.version > 1 else {}
-    row = connection.execute(sa.select(t.FLEETS).where(t.FLEETS.c.name == fleet)).one_or_none()
+    row = connection.execute(t.fleets(identity.version).where(t.FLEETS.c.name == fleet)).one_or_none()
     if row is None:
         return History(ledger=identity.id, next_server=FIRST_SERVER, reserved=reserved, issued=issued)
     columns = [t.RELEASES.c[name] for name in Release.__dataclass_fields__]
@@ -843,7 +893,7 @@ def _history(connection: Any, identity: Any, fleet: str) -> History:
         ledger=identity.id, fence=row.fence, live=row.live, next_release=row.next_release, next_server=row.next_server,
         releases=tuple(Release(**release._mapping) for release in releases), entry=entry,
         servers={server.instance: server.id for server in servers}, reserved=reserved, since=row.since, issued=issued,
-        records=row.records, registrations=_registrations(connection, fleet) if identity.version > 3 else (),
+        records=row.records, lineage=row.lineage, registrations=_registrations(connection, fleet) if identity.version > 3 else (),
         released=_released(connection) if identity.version > 3 else {},
     )
 
@@ -941,6 +991,10 @@ def _hash(former: str, event: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """As it will be read back: Ansible's own kinds of text and number become plain ones."""
     return json.loads(json.dumps(value))
+
+
+def _head(identity: Any, row: Any) -> Head:
+    return Head(identity.id, row.fence, row.name, row.live, row.next_release, row.records, row.lineage)
 
 
 def _connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:

@@ -117,8 +117,10 @@ def _refuse_strangers(scene: Scene, goal: Goal) -> None:
             raise RefusedError(f"balancer {balancer.host}", cause, "Set fleet_backend to a backend of its own")
         if scene.definition.adopt or not head:
             continue
-        if head.ledger and head.ledger != history.ledger:
+        if head.ledger and not head.is_of(history):
             cause = f"fleet {name} belongs to ledger {head.ledger} there, and this is {history.ledger or 'none yet'}"
+            if head.ledger == history.ledger:
+                cause = f"another copy of this ledger has taken fleet {name} over there"
             raise RefusedError(f"balancer {balancer.host}", cause, _ADOPT)
         if head.fence > history.fence:
             raise RefusedError(
@@ -299,9 +301,7 @@ def _adoption(scene: Scene, goal: Goal) -> Plan | None:
     heads = [(item.head.fence, item.head.live, item.host) for item in scene.answering if item.head]
     if not scene.definition.adopt or not heads:
         return None
-    known = all(
-        item.head is None or (item.head.ledger == history.ledger and not item.head.is_later_than(history)) for item in scene.answering
-    )
+    known = all(item.head is None or item.head.is_known_to(history) for item in scene.answering)
     if history.entry and known:
         return None
     _fence, live, host = max(heads)

@@ -119,7 +119,9 @@ def _of_head(definition: Definition, balancer: Balancer, history: History) -> It
         return
     if head.fleet and head.fleet != definition.name:
         yield f"the backend {definition.backend} on {balancer.host} belongs to fleet {head.fleet}; set fleet_backend to another one"
-    elif head.ledger and head.ledger != history.ledger:
+    elif head.ledger == history.ledger and not head.is_of(history):
+        yield f"{balancer.host} was taken over by another copy of this ledger; use that one, or -e fleet_adopt=true"
+    elif head.ledger and not head.is_of(history):
         mine = f"not to {history.ledger}" if history.ledger else "and there is none here yet"
         yield f"{balancer.host} belongs to the ledger {head.ledger}, {mine}; to take it over: -e fleet_adopt=true"
     elif head.is_later_than(history):

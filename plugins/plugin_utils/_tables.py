@@ -14,7 +14,7 @@ from typing import Any
 VERSION = 4
 """Of the tables. A ledger with a higher one is refused; one with a lower one gets the tables that it lacks when a fleet is next taken.
 
-2 added the bands of numbers, 3 the tasks, 4 the registrations.
+2 added the bands of numbers, 3 the tasks, 4 the registrations and the fleets' lineage and checkpoint.
 """
 
 sa: Any
@@ -25,6 +25,16 @@ except ImportError:
     sa = None
 else:
     TABLES = sa.MetaData()
+
+    def _since(version: int, name: str, kind: Any, default: str) -> Any:
+        """A column that earlier versions do not have, and nobody of theirs writes."""
+        return sa.Column(name, kind, nullable=False, server_default=default, info={"since": version})
+
+    def fleets(version: int) -> Any:
+        """The rows of FLEETS in a ledger of this version: what that does not have yet is as in one that has just got it."""
+        def default(column: Any) -> Any:
+            return sa.literal(column.type.python_type(column.server_default.arg)).label(column.name)
+        return sa.select(*(column if column.info.get("since", 1) <= version else default(column) for column in FLEETS.c))
 
     # One row: whose ledger this is. secret is the key for the hashes of secrets.
     LEDGER = sa.Table(
@@ -37,7 +47,9 @@ else:
     )
 
     # fence, next_release and next_server only grow. entry is the open one (0: none). holder is a process as JSON, expires is
-    # its deadline by the ledger's clock. records and chain are the number and the hash of the newest event.
+    # its deadline by the ledger's clock. records and chain are the number and the hash of the newest event, checkpoint and its hash those
+    # of the last one that is kept no more: the chain begins behind it. raised is by how much the present lease's fence was raised when it
+    # took the fleet over (see `adopt`), lineage what heads say (see Head).
     FLEETS = sa.Table(
         "phoenix_fleets",
         TABLES,
@@ -54,6 +66,10 @@ else:
         sa.Column("held_by", sa.Text),
         sa.Column("held_since", sa.String(32)),
         sa.Column("expires", sa.Float(53)),
+        _since(4, "lineage", sa.Text, ""),
+        _since(4, "raised", sa.BigInteger, "0"),
+        _since(4, "checkpoint", sa.BigInteger, "0"),
+        _since(4, "checkpoint_hash", sa.String(64), ""),
     )
 
     # committed is the entry by which the release last became live (0: never), which orders the live ones in time. seals are those of

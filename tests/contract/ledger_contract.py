@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError, LeaseError, RefusedError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import History, Instance, Plan, Release, Server, Step
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Head, History, Instance, Plan, Release, Server, Step
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _executor, _ledger, _process, _tables
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import FIRST_SERVER, Lease, Ledger
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import GONE, Process
@@ -25,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 Place = tuple[str, str]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def release_plan(history: History, size: int = 2, fleet: str = "web", **changes: Any) -> Plan:
@@ -155,6 +159,47 @@ class Run:
         for pid in (self.worker, self.pid):
             os.kill(pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+
+
+OLD = "e07e9b562e08234cea00fc26a6c32ebce3851b29"
+FILES = ("module_utils/_errors.py", "module_utils/_model.py", *(f"plugin_utils/_{name}.py" for name in ("ledger", "process", "tables")))
+
+
+class Earlier:
+    """A run of the collection as it was before tables of version 4, in a process of its own: it takes `api`, and goes on when told to."""
+
+    def __init__(self, folder: Path, place: Place) -> None:
+        for name in FILES:
+            path = folder / "plugins" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = subprocess.run(["git", "show", f"{OLD}:plugins/{name}"], cwd=ROOT, capture_output=True, check=False)
+            if found.returncode:
+                pytest.skip("this copy has no history to take the earlier collection from")
+            path.write_bytes(found.stdout)
+        code = """
+import sys
+from plugins.plugin_utils._ledger import Ledger
+ledger = Ledger(*sys.argv[1:])
+lease = None
+for line in sys.stdin:
+    try:
+        if lease is None:
+            lease = ledger.acquire("api", "earlier@host")
+        ledger.check(lease)
+        print("well", ledger.history("api").fence, flush=True)
+    except Exception as error:
+        print(str(error), flush=True)
+"""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *place], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+
+    def does(self) -> str:
+        """What becomes of its next act."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("go on\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
 
 
 @contextmanager
@@ -410,6 +455,69 @@ class LedgerContract:
     def _expire(self, ledger: Ledger) -> None:
         with changing(ledger) as connection:
             connection.execute(sa.update(_tables.FLEETS).values(expires=ledger._clock(connection) - 1))
+
+    # Versions
+
+    def test_an_earlier_collection_is_not_stranded_in_the_middle_of_its_work(self, place: Place, tmp_path: Path) -> None:
+        ledger = Ledger(*place)
+        earlier = Earlier(tmp_path / "earlier", place)
+        with earlier.process:
+            assert earlier.does() == "well 1\n"
+            assert ledger.history("api").lineage == "", "it can be read as it is"
+            assert (ledger.verify("api"), ledger.holder("web")) == ([], None)
+            for _attempt in range(2):
+                with pytest.raises(RefusedError, match=r"tables \(3\) are an earlier collection's, and its fleet api is held by earlier@host pid "
+                                                       r"\d+ .* at work on this machine\. Wait for it to end; .* Then run again"):
+                    ledger.acquire("web", "me@here")
+            assert earlier.does() == "well 1\n"
+            earlier.process.kill()
+        assert ledger.acquire("web", "me@here").fence == 1
+        assert ledger.acquire("api", "me@here").fence == 2
+        later = Earlier(tmp_path / "later", place)
+        with later.process:
+            assert "made by a later phoenix.fleet (tables 4, this one knows 3). Update the collection on this controller" in later.does()
+            later.process.kill()
+
+    # Taking over (fleet_adopt)
+
+    def test_what_is_adopted_goes_on_above_it(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        before = ledger.check(lease)
+        other = Head(before.ledger, 25, "web", 7, 9, 30)  # a newer copy of the same ledger
+        ledger.adopt(lease, other, server=10044)
+        first = ledger.check(lease)
+        assert (first.fence, first.records, first.next) == (26, 31, 9)
+        assert first.lineage and "/" not in first.lineage and not first.is_known_to(other) and other.is_known_to(first)
+        for again in (other, first, before):
+            ledger.adopt(lease, again)
+        assert ledger.check(lease) == first
+        ledger.adopt(lease, Head("another", 40, "web", 7, 12, 3, "another-s"))  # on the next balancer, in the same run
+        second = ledger.check(lease)
+        assert (second.fence, second.records, second.lineage) == (41, 32, f"another-s/{first.lineage}")
+        assert first.is_of(second) and other.is_of(second)
+        history = ledger.history("web")
+        assert (history.fence, history.lineage, history.next_server, history.next_release) == (41, second.lineage, 10045, 12)
+        assert ledger.verify("web") == []
+        open_plan(ledger, lease)  # the lease stays as it is
+        ledger.record(lease, "commit")
+        ledger.give_back(lease)
+        assert ledger.holder("web") is None
+        assert ledger.acquire("web", "me@here").fence == 42
+        with pytest.raises(LeaseError):
+            ledger.check(lease)
+        assert ledger.verify("web") == []
+
+    def test_a_gap_that_nothing_was_adopted_for_is_found(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lease = ledger.acquire("web", "me@here")
+        released(ledger, lease)
+        ledger.adopt(lease, Head("another", 25, "web", 7, 9, 30))
+        events = _tables.EVENTS
+        with changing(ledger) as connection:
+            connection.execute(sa.delete(events).where(events.c.number == 3))
+        assert "record 4 of web" in ledger.verify("web")[0] or "record 3 of web is missing" in ledger.verify("web")[0]
 
     # Records
 

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, FleetError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     Balancer,
     Definition,
     Goal,
-    Head,
     Image,
     Instance,
     Plan,
@@ -49,16 +49,19 @@ class Fleet:
         return [item for item in here if item.host in self.definition.balancers]
 
     def world(self, fence: int = 0) -> World:
-        stamp = Head(self.ledger.name, fence, self.definition.name, records=self.ledger.records) if fence else None
         pools = self.provider.pools(self.definition.name, self.definition.port, ())
-        balancers = tuple(self._observe(item, fence, stamp) for item in self.balancers)
+        balancers = tuple(self._observe(item, fence, stamps=True) for item in self.balancers)
         if fence:  # what the fleet has left is asked for its receipts
             for item in self.site.balancers:
                 if item.host in self.definition.balancers and item.backend != self.definition.backend:
                     self._observe(item, fence)
         return World(self.provider.observe(self.definition.name), balancers, pools)
 
-    def _observe(self, balancer: HAProxy, fence: int, stamp: Head | None = None) -> Balancer:
+    def _observe(self, balancer: HAProxy, fence: int, stamps: bool = False) -> Balancer:
+        head = balancer.head
+        if fence and stamps and self.definition.adopt and balancer.reachable and head and head.fleet in ("", self.definition.name):
+            self.ledger.adopt(fence, head, max((server.id for server in balancer.fragment.values()), default=0))
+        stamp = self.ledger.head(fence, self.definition.name) if fence and stamps else None
         waiting = self.ledger.tell(fence, balancer.host, balancer.backend, ()) if fence else []
         seen = balancer.observe(stamp, self.definition.adopt)
         if fence:
@@ -165,7 +168,7 @@ class Fleet:
         forward = made.outcome == "live" and step.kind != "stage"
         live = made.target if forward else made.source
         following = max(self.ledger.next_release, made.target + 1)
-        head = Head(self.ledger.name, fence, self.definition.name, live, following, self.ledger.records)
+        head = replace(self.ledger.head(fence, self.definition.name), live=live, next=following)
         servers = [Server(s.name, s.address, s.port, s.id, s.weight, s.state) for s in step.servers]
         lost = None
         for balancer in answering:

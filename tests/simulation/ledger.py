@@ -11,7 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import LeaseError, RefusedError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Entry, History, Instance, Plan, Registration, Release, Server
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
+    Entry,
+    Head,
+    History,
+    Instance,
+    Plan,
+    Registration,
+    Release,
+    Server,
+)
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _registrations as law
 
 from .world import LawBrokenError, Site
@@ -24,6 +33,8 @@ class MemoryLedger:
         self.site = site
         self.name = name
         self.fence = 0
+        self.raised = 0
+        self.lineage = ""
         self.live = 0
         self.next_release = 1
         self.next_server = 10001
@@ -44,7 +55,8 @@ class MemoryLedger:
         rows = tuple(self.releases[number] for number in sorted(self.releases))
         return History(
             self.name, self.fence, self.live, self.next_release, self.next_server, rows, self.entry, dict(self.servers),
-            dict(self.reserved), issued=dict(self.issued), records=self.records, registrations=tuple(self.registrations.values()),
+            dict(self.reserved), issued=dict(self.issued), records=self.records,
+            lineage=self.lineage, registrations=tuple(self.registrations.values()),
             released=self._released(),
         )
 
@@ -84,11 +96,29 @@ class MemoryLedger:
         law.refuse_serving(tuple(self.registrations.values()), [instance])
 
     def acquire(self) -> int:
-        self.fence += 1
+        self.fence, self.raised = self.fence + 1, 0
         return self.fence
 
+    def head(self, fence: int, fleet: str) -> Head:
+        """What the heads say of the run with this fence."""
+        raised = self.raised if self.fence - self.raised == fence else 0
+        return Head(self.name, fence + raised, fleet, self.live, self.next_release, self.records, self.lineage)
+
+    def adopt(self, fence: int, head: Head, server: int) -> None:
+        self._check(fence)
+        if head.is_known_to(self.head(fence, head.fleet)):
+            return
+        known = [part for part in self.lineage.split("/") if part]
+        former = [] if head.line in (self.name, *known) else [head.line]
+        self.site.copies += 1
+        self.lineage = "/".join([*known[:-1], *former, known[-1]] if self.raised else [*known, *former, f"copy{self.site.copies}"])
+        following = max(self.fence, head.fence) + 1
+        self.fence, self.raised = following, self.raised + following - self.fence
+        self.records = max(self.records, head.records) + 1
+        self.next_release, self.next_server = max(self.next_release, head.next), max(self.next_server, server + 1)
+
     def _check(self, fence: int) -> None:
-        if fence != self.fence:
+        if fence != self.fence - self.raised:
             raise LeaseError("fleet", f"run {fence} has lost its lease to {self.fence}")
 
     def open(self, plan: Plan, fence: int) -> None:
@@ -114,10 +144,10 @@ class MemoryLedger:
                 self._close(entry)
             row = plan.release
             if row and row.number not in self.releases:
-                if row.number < self.next_release:
+                if row.number < self.next_release and plan.verb != "adopt":
                     raise LawBrokenError(f"release {row.number} is used again")
                 self.releases[row.number] = replace(row, status="open")
-                self.next_release = row.number + 1
+                self.next_release = max(self.next_release, row.number + 1)
             self.entry = Entry(0, plan.verb, plan.source, plan.target)
             self.records += 1
             self.outcome, self.retires = plan.outcome, set()

@@ -89,9 +89,10 @@ class HAProxy:
             return Balancer(self.host, reachable=False, error="no route to host")
         strange = bool(stamp and self.head and not self.head.ledger)
         if stamp and self.head and self.head.fleet in ("", stamp.fleet) and (
-            adopt or (strange and not self.fragment) or (self.head.ledger == stamp.ledger and not self.head.is_later_than(stamp))
+            (adopt or not strange or not self.fragment) and self.head.is_known_to(stamp)
         ):
-            self.head = replace(self.head, ledger=stamp.ledger, fence=stamp.fence, fleet=stamp.fleet, records=stamp.records)
+            told = {key: getattr(stamp, key) for key in ("ledger", "fence", "fleet", "records", "lineage")}
+            self.head = replace(self.head, **told)
         servers = [replace(line.server, up=line.checked and line.up, sessions=line.sessions) for line in self.lines.values()]
         servers += [replace(server, state="maint", loaded=False) for name, server in self.fragment.items() if name not in self.lines]
         if strange:
@@ -102,7 +103,7 @@ class HAProxy:
         """Write the fragment, then bring the runtime to it, command by command."""
         if not self.reachable:
             raise UnreachableError(f"balancer {self.host}", "no route to host")
-        if self.head and self.head.is_later_than(head):
+        if self.head and not self.head.is_known_to(head):
             raise RefusedError(f"balancer {self.host}", f"{head} is older than {self.head}")
         wanted = {server.name: server for server in servers}
         if len(wanted) < len(servers) or len({server.id for server in servers}) < len(servers):
@@ -178,6 +179,7 @@ class Site:
     serial: int = 0
     died: set[str] = field(default_factory=set)
     kills: int = 0
+    copies: int = 0
     fleet: str = "web"
     numbers_given: dict[int, str] = field(default_factory=dict)
 

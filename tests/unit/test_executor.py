@@ -48,11 +48,11 @@ def worker(ledger: Ledger, request: pytest.FixtureRequest) -> Any:
 def test_an_act_learns_how_many_records_the_fleet_has(ledger: Ledger) -> None:
     lease = ledger.acquire("web", "me")
     with guarded(to_dict(lease)) as before:
-        assert before.records == 0
+        assert before.head.records == 0
     with ledger.planning(lease) as view:
         view.open(Plan("heal", 0, 0), "me")
     with guarded(to_dict(lease)) as after:
-        assert after.records == 1
+        assert after.head.records == 1
     assert (ledger.history("web").records, ledger.acquire("web", "the next", takeover=True).fence) == (1, 2)  # a run alone writes none
 
 
@@ -115,7 +115,7 @@ def test_an_act_learns_in_the_middle_that_the_fleet_was_taken_over(ledger: Ledge
 def test_without_a_lease_there_is_nothing_to_check() -> None:
     with guarded(None) as guard:
         guard.check()
-        assert guard.records == 0
+        assert guard.head.records == 0
 
 
 def orphaned(lease: dict[str, Any], told: Any) -> None:

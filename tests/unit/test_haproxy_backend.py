@@ -316,14 +316,33 @@ HEAD = Head("ledger-a", 7, "web", 41, 42, 5)
 def test_who_may_write(lease: Head | None, error: type[FleetError] | None) -> None:
     if error is None:
         backends.admitted("web", "lb1", HEAD, lease, False)
+        return
+    with pytest.raises(error, match="lb1"):
+        backends.admitted("web", "lb1", HEAD, lease, False)
+    if lease is not None and lease.fleet == HEAD.fleet:
+        backends.admitted("web", "lb1", HEAD, replace(lease, fence=8, records=5), True)
     else:
-        with pytest.raises(error, match="lb1"):
-            backends.admitted("web", "lb1", HEAD, lease, False)
-        if lease is not None and lease.fleet == HEAD.fleet:
+        with pytest.raises(RefusedError, match="lb1"):
             backends.admitted("web", "lb1", HEAD, lease, True)
-        else:
-            with pytest.raises(RefusedError, match="lb1"):
-                backends.admitted("web", "lb1", HEAD, lease, True)
+
+
+@pytest.mark.parametrize("lease", [
+    Head("ledger-b", 6, "web", records=9), Head("ledger-b", 9, "web", records=4), Head("ledger-a", 6, "web", records=9),
+])
+def test_fence_and_records_never_fall(lease: Head) -> None:
+    with pytest.raises(FleetError, match="lb1: .*go on above that"):
+        backends.admitted("web", "lb1", HEAD, lease, True)
+
+
+def test_a_copy_of_the_ledger_that_was_left_behind_is_refused_whatever_its_fence() -> None:
+    head, later = replace(HEAD, lineage="0001"), Head("ledger-a", 99, "web", records=99)
+    for left in (later, replace(later, lineage="0002")):
+        with pytest.raises(RefusedError, match="another copy of this ledger has taken the fleet web over .*Use that copy"):
+            backends.admitted("web", "lb1", head, left, False)
+    heirs = (replace(later, lineage="0001"), replace(later, lineage="0001/0003"), replace(later, ledger="b", lineage="ledger-a/0001"))
+    for good in heirs:
+        backends.admitted("web", "lb1", head, good, False)
+        backends.admitted("web", "lb1", HEAD, good, False)  # a balancer that was out of reach then, or one from before
 
 
 def test_a_run_leaves_its_records_and_check_mode_leaves_nothing() -> None:

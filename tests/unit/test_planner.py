@@ -724,6 +724,37 @@ def test_an_old_copy_of_the_ledger_never_catches_up_by_being_refused(goal: Goal)
     assert fleet.plan(Goal("heal")).waves == ()
 
 
+def test_who_goes_on_with_the_other_copy_of_the_ledger_is_refused_whatever_its_fence() -> None:
+    fleet = released("shop:1", "shop:2")
+    fleet.site.balancers.append(HAProxy(fleet.site, "lb2"))
+    fleet.definition = replace(fleet.definition, balancers=("lb1", "lb2"))
+    fleet.run(Goal("heal"))
+    old = deepcopy(vars(fleet.ledger) | {"site": None})
+    fleet.run(release("shop:3"))
+    new = deepcopy(vars(fleet.ledger) | {"site": None})
+
+    vars(fleet.ledger).update(old | {"site": fleet.site})
+    fleet.definition = replace(fleet.definition, adopt=True)
+    fleet.run(Goal("heal"))
+    assert (fleet.ledger.live, fleet.ledger.fence > new["fence"], fleet.ledger.records > new["records"]) == (3, True, True)
+    heads = [balancer.head for balancer in fleet.site.balancers]
+    assert all(head and head.lineage == "copy1" and head.fence == fleet.ledger.fence for head in heads)
+    fleet.definition = replace(fleet.definition, adopt=False)
+    adopted = deepcopy(vars(fleet.ledger) | {"site": None})
+
+    vars(fleet.ledger).update(new | {"site": fleet.site})
+    before = picture(fleet.site)
+    for _attempt in range(8):  # its fence is the higher one in the end
+        for attempt in (fleet.plan, fleet.run):
+            with pytest.raises(RefusedError, match="another copy of this ledger has taken fleet web over there.*fleet_adopt=true"):
+                attempt(Goal("heal"))
+    assert fleet.ledger.fence > adopted["fence"] and picture(fleet.site) == before
+
+    vars(fleet.ledger).update(adopted | {"site": fleet.site})
+    fleet.run(release("shop:4"))
+    assert fleet.ledger.live == 4
+
+
 def test_a_lost_ledger_loses_history_and_never_the_service() -> None:
     fleet = foreign(released("shop:1", "shop:2"))
     fleet.definition = replace(fleet.definition, adopt=True)

@@ -289,7 +289,7 @@ def staged(observed: Sequence[Server], desired: Sequence[Server], names: Collect
 def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head], takeover: bool) -> None:
     """Raises RefusedError or LeaseError where the holder of this lease may not write here.
 
-    With takeover it may whichever ledger the head names, and whichever fence. Another fleet's backend is never taken.
+    With takeover it may whichever ledger the head names. Another fleet's backend is never taken, and fence and records never fall.
     """
     what = f"backend {name} on {where}"
     if head is None or not head.ledger:
@@ -301,9 +301,13 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
         )
     if head.fleet != lease.fleet:
         raise RefusedError(what, f"it belongs to the fleet {head.fleet}, not to {lease.fleet}", "Choose another fleet_backend.")
-    if takeover:
-        return
-    if head.ledger != lease.ledger:
+    above = "Take it over with the fleet's playbooks, which go on above that." if takeover else ""
+    if not head.is_of(lease) and not takeover:
+        if head.ledger == lease.ledger:
+            raise RefusedError(
+                what, f"another copy of this ledger has taken the fleet {head.fleet} over (release {head.live} is live)",
+                "Use that copy. If it is lost or given up, take the backend over with fleet_adopt: true.",
+            )
         raise RefusedError(
             what, f"it belongs to the ledger {head.ledger} (fleet {head.fleet}, release {head.live} is live), not to {lease.ledger}",
             "If that ledger is lost or given up, take the backend over with fleet_adopt: true.",
@@ -311,12 +315,12 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
     if 0 < lease.fence < head.fence:
         raise LeaseError(
             what, f"a later run has the fence {head.fence}, this one {lease.fence}",
-            "Let the later run finish. If the ledger is older than this head, restored for example, take over with fleet_adopt: true.",
+            above or "Let the later run finish. If the ledger is older than this head, restored for example, take over with fleet_adopt: true.",
         )
     if lease.fence and lease.records < head.records:
         raise RefusedError(
             what, f"it was written when the ledger had {head.records} records of the fleet, and this one has {lease.records}",
-            "It is an old copy: use the newest. If there is none, take over with fleet_adopt: true.",
+            above or "It is an old copy: use the newest. If there is none, take over with fleet_adopt: true.",
         )
 
 
@@ -1015,12 +1019,12 @@ def _headed(head: Head, lease: Optional[Head], live: Optional[int] = None, next_
     if lease is not None and lease.ledger:
         made = replace(made, ledger=lease.ledger, fleet=lease.fleet)
     if lease is not None and lease.fence:
-        made = replace(made, fence=lease.fence, records=lease.records)
+        made = replace(made, fence=lease.fence, records=lease.records, lineage=lease.lineage)
     return made
 
 
 def _unfenced(text: str) -> str:
-    return re.sub(r'"(fence|records)": \d+', "", text, count=2)
+    return re.sub(r'"(fence|records)": \d+|"lineage": "[^"]*"', "", text, count=3)
 
 
 def _fewer(before: str, after: str) -> bool:

@@ -29,7 +29,7 @@ DEFAULTS = {
     "socket": "/run/haproxy/admin.sock", "reload_command": "", "config": "/etc/haproxy/haproxy.cfg", "config_dir": "/etc/haproxy/conf.d",
 }
 
-LEASED = ("ledger", "fence", "fleet", "records")
+LEASED = ("ledger", "fence", "fleet", "records", "lineage")
 """What a fragment's head has of a lease, and all that leaves the controller."""
 
 ARGUMENTS: Dict[str, Any] = {
