@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Iterable, List, Mapping
 
 from ..module_utils import _arguments
 from ..module_utils._errors import InvalidError, UnreachableError
@@ -34,12 +34,22 @@ class ActionModule(FleetAction):
         world = World(tuple(from_dict(Instance, item) for item in seen.get("instances", ())), balancers)
         ledger = Ledger(definition.ledger, definition.state_dir)
         name = definition.name
-        told = _status.status(definition, world, ledger.history(name), ledger.holder(name), ledger.verify(name), unseen)
+        broken = [*ledger.verify(name), *_status.unlisted(_missing(ledger.standing(), name, task_vars), ledger.name)]
+        told = _status.status(definition, world, ledger.history(name), ledger.holder(name), broken, unseen)
         for line in _status.lines(definition, told, timestamp()):
             self.say(f"{name}  {line}".rstrip())
         if params["file"] and not self._task.check_mode:
             _write(params["file"], json.dumps(told, indent=2) + "\n")
         return {"changed": False, "status": told}
+
+
+def _missing(standing: Iterable[str], own: str, task_vars: Mapping[str, Any]) -> List[str]:
+    """Which of these fleets no host of the inventory stands for, whatever the limit. Variables are dear: looked at where names differ."""
+    hostvars = task_vars.get("hostvars", {})
+    missing = [name for name in standing if name != own and name not in hostvars]
+    hosts = task_vars.get("groups", {}).get("fleets", ()) if missing else ()
+    named = {str(hostvars[host].get("fleet_name", "")) for host in hosts}
+    return [name for name in missing if name not in named]
 
 
 def _refuse_sharing(path: str, task_vars: Mapping[str, Any]) -> None:

@@ -48,6 +48,14 @@ PATIENCE = 10
 SILENCE = PATIENCE + 2
 """Seconds after which a PostgreSQL server that says nothing is hung up on. A little more: what it has to say of a lock comes first."""
 
+NETWORK = (
+    "nfs", "cifs", "smb", "afs", "ceph", "lustre", "gfs", "ocfs", "9p", "virtiofs", "beegfs", "gpfs", "orangefs", "coda", "ncp", "fuse.",
+)
+"""How the types of file systems begin that several machines may write to, or that are served by a program that may not pass locks on."""
+
+KEPT = 1000
+"""How many records of a fleet are kept. What is older goes at the end of a run, see `forget`."""
+
 FIRST_SERVER = 10001
 """The first server id; HAProxy itself numbers the servers of configuration files from 1."""
 
@@ -181,7 +189,12 @@ class Ledger:
                 connection.execute(sa.update(t.FLEETS).where(t.FLEETS.c.name.in_(held)).values(expires=expires))
 
     def give_back(self, lease: Lease) -> None:
-        """End the lease. Nothing happens where it was lost already."""
+        """End the lease, and forget what is too old to be kept. Nothing happens where it was lost already."""
+        try:
+            with self._writing() as (connection, identity):
+                _Book(connection, self._verified(connection, identity, lease, lock=True)).forget()
+        except (LeaseError, _FullError):
+            pass
         with self._writing() as (connection, identity):
             if identity is not None and identity.id == lease.ledger:
                 connection.execute(
@@ -221,6 +234,15 @@ class Ledger:
         """The names of all fleets in this ledger."""
         with self._reading() as (connection, identity):
             return list(connection.scalars(sa.select(t.FLEETS.c.name).order_by(t.FLEETS.c.name))) if identity else []
+
+    def standing(self) -> list[str]:
+        """The fleets of this ledger that were not taken away: of which something is live, under way or held."""
+        with self._reading() as (connection, identity):
+            if identity is None:
+                return []
+            held = sa.select(t.RESERVATIONS.c.fleet)
+            chosen = sa.or_(t.FLEETS.c.live > 0, t.FLEETS.c.entry > 0, t.FLEETS.c.name.in_(held))
+            return list(connection.scalars(sa.select(t.FLEETS.c.name).where(chosen).order_by(t.FLEETS.c.name)))
 
     def history(self, fleet: str) -> History:
         """What is known of the fleet; an empty History of an unknown fleet or of a ledger that does not exist yet."""
@@ -685,6 +707,40 @@ class _Book:
         self._append(0, ADOPT, "", {"head": to_dict(head), "after": records}, max(records, head.records) + 1)
         self._flush()
 
+    def forget(self) -> None:
+        """Keep the newest KEPT records, and the entries and releases that they speak of; the chain begins behind the rest from now on.
+
+        Stay do as well: what the open entry has written, releases that are live, standby or hold anything, and of those that were
+        rejected the newest of each digest, since that is what holds it off. Numbers are the fleet's own.
+        """
+        events, entries, releases = t.EVENTS.c, t.ENTRIES.c, t.RELEASES.c
+        of_fleet = events.fleet == self._fleet
+        newest = sa.select(events.number).where(of_fleet).order_by(events.number.desc())
+        last = self._connection.scalar(newest.offset(KEPT).limit(1)) or 0
+        if self._row["entry"]:
+            first = self._connection.scalar(sa.select(sa.func.min(events.number)).where(of_fleet, events.entry == self._row["entry"]))
+            last = self._connection.scalar(newest.where(events.number <= min(last, (first or last) - 1)).limit(1)) or 0
+        if not last:
+            return
+        checkpoint = self._connection.scalar(sa.select(events.hash).where(of_fleet, events.number == last))
+        self._connection.execute(sa.delete(t.EVENTS).where(of_fleet, events.number <= last))
+        self._set(checkpoint=last, checkpoint_hash=checkpoint)
+        spoken = sa.select(events.entry).where(of_fleet)
+        self._connection.execute(sa.delete(t.ENTRIES).where(entries.fleet == self._fleet, entries.number.not_in(spoken)))
+        named = {number for row in self._connection.execute(sa.select(entries.source, entries.target).where(entries.fleet == self._fleet))
+                 for number in row}
+        for table in (t.RESERVATIONS, t.SERVERS):
+            named.update(map(_release_of, self._connection.scalars(sa.select(table.c.instance).where(table.c.fleet == self._fleet))))
+        named.update(map(_release_of, (item.server for item in _registrations(self._connection, self._fleet) if not item.is_settled)))
+        held: set[str] = set()
+        chosen = sa.select(releases.number, releases.status, releases.digest).where(releases.fleet == self._fleet)
+        for row in self._connection.execute(chosen.order_by(releases.number.desc())).all():
+            holds = row.status == "failed" and row.digest not in held
+            held.update([row.digest] if holds else [])
+            if not holds and row.status in ("failed", "retired") and row.number not in named:
+                self._connection.execute(sa.delete(t.RELEASES).where(releases.fleet == self._fleet, releases.number == row.number))
+        self._flush()
+
     def remember(self, release: Release) -> None:
         self._mark(release.number, definition=_plain(release.definition))
 
@@ -968,6 +1024,12 @@ def _emptied(plan: Plan, fleet: str) -> list[int]:
     return sorted(number for number in set(gone.values()) if not any(name.startswith(f"{fleet}-r{number}-") for name in left))
 
 
+def _release_of(name: str) -> int:
+    """The release in an instance's name."""
+    found = re.search(r"-r([1-9][0-9]*)-[1-9][0-9]*$", name)
+    return int(found[1]) if found else 0
+
+
 def _made(plan: Plan) -> list[Instance]:
     return [item for wave in plan.waves for step in wave if step.kind in ("create", "start") for item in step.instances]
 
@@ -1091,4 +1153,4 @@ def _network_filesystem(folder: str) -> str:
                     found, kind = point, tail.split()[0]
     except OSError:
         return ""
-    return kind if kind.startswith(("nfs", "cifs", "smb", "afs", "ceph", "lustre", "gfs", "ocfs", "fuse.sshfs", "fuse.gluster")) else ""
+    return kind if kind.startswith(NETWORK) and kind != "fuse.fuse-overlayfs" else ""  # that is a container's own root

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -42,6 +42,12 @@ def status(
         "lease": {"holder": lease["holder"], "until": lease["until"]} if lease else None,
         "findings": list(dict.fromkeys(found)),
     }
+
+
+def unlisted(fleets: Iterable[str], ledger: str) -> list[str]:
+    """Findings about the fleets that a ledger knows and the inventory does not: nobody looks after them."""
+    remedy = "put it back into the group fleets; where it is not wanted any more, take it away with phoenix.fleet.retire"
+    return [f"fleet {name} is in the ledger {ledger} and no host of this inventory; {remedy}" for name in fleets]
 
 
 def told(release: Release) -> dict[str, Any]:

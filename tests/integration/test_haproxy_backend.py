@@ -398,13 +398,15 @@ def test_an_older_fence_and_another_ledger_are_refused_by_name(haproxy: HAProxyP
     with pytest.raises(RefusedError, match="web"):
         balancer.apply(aside(lines), OPTIONS)
     assert (haproxy.config_dir / "web.cfg").read_text() == before
-    balancer.stamp(Head("ledger-b", 3, "web"), adopt=True)
-    assert balancer.observe().head == Head("ledger-b", 3, "web", 41, 42)
+    with pytest.raises(LeaseError, match="go on above that"):
+        balancer.stamp(Head("ledger-b", 3, "web"), adopt=True)
+    balancer.stamp(Head("ledger-b", 9, "web"), adopt=True)
+    assert balancer.observe().head == Head("ledger-b", 9, "web", 41, 42)
     with pytest.raises(RefusedError, match="ledger-b"):
         balancer.apply(aside(lines), OPTIONS, replace(LEASE, fence=8), adopt=True)
     with pytest.raises(RefusedError, match="it belongs to the fleet web, not to api"):
         balancer.stamp(Head("ledger-b", 99, "api"), adopt=True)
-    assert balancer.observe().head == Head("ledger-b", 3, "web", 41, 42)
+    assert balancer.observe().head == Head("ledger-b", 9, "web", 41, 42)
 
 
 def test_servers_that_were_written_under_no_lease_are_a_fleets_strangers(haproxy: HAProxyProcess, origins: Origins) -> None:

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import uuid
@@ -143,6 +145,36 @@ def test_a_row_that_another_keeps_locked(place: contract.Place, monkeypatch: pyt
         assert ledger.history("web").fence == 1
         with pytest.raises(UnreachableError, match="lock timeout"):
             ledger.renew(lease)
+
+
+# A backup, with the commands of docs/ledger.md
+
+
+def test_a_backup_is_the_ledger_again(server: Server, place: contract.Place, tmp_path: Path) -> None:
+    page = (contract.ROOT / "docs/ledger.md").read_text()
+    (dump,) = re.findall(r"^pg_dump .*", page, re.MULTILINE)
+    (restore,) = re.findall(r"`(psql .*?)`", page)
+    ledger = Ledger(*place)
+    lease = ledger.acquire("web", "me@here")
+    contract.released(ledger, lease)
+    ledger.give_back(lease)
+    with psycopg.connect(place[0], autocommit=True) as connection:
+        connection.execute("CREATE TABLE somebody_else (a int)")
+    run(server, dump.replace("postgresql://fleet@db.example.org/fleet", place[0]), tmp_path)
+    before = ledger.history("web")
+    contract.released(ledger, ledger.acquire("web", "me@here"))
+    fresh = server.create(f"fleet-{uuid.uuid4().hex[:12]}")
+    run(server, f'{restore} "{fresh}"', tmp_path)
+    restored = Ledger(fresh, place[1])
+    assert (restored.history("web"), restored.verify("web"), restored.secret) == (before, [], ledger.secret)
+    with psycopg.connect(fresh) as connection:
+        assert connection.execute("SELECT to_regclass('somebody_else')").fetchone() == (None,)
+    assert restored.acquire("web", "me@here").fence == before.fence + 1
+
+
+def run(server: Server, command: str, folder: Path) -> None:
+    path = f"{server.bin}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, timeout=60)
 
 
 # A server that gives no answer

@@ -10,11 +10,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
+from ansible_collections.phoenix.fleet.tests.contract.ledger_contract import open_plan, release_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 120
@@ -87,6 +89,27 @@ def test_a_file_of_several_fleets(desk: Desk) -> None:
     (desk.folder / "limit").write_text("web\napi\n")
     code, said = desk.play("phoenix.fleet.status", "-l", "shop,@limit")
     assert code and all(f"{fleet} " in said.rpartition("PLAY RECAP")[2] for fleet in ("web", "api", "shop")), said
+
+
+def test_a_fleet_of_the_ledger_that_no_host_stands_for_is_a_finding(desk: Desk) -> None:
+    ledger = Ledger("", str(desk.folder / "state"))
+    for fleet in ("web", "renamed", "shop"):
+        lease = ledger.acquire(fleet, "me@here")
+        open_plan(ledger, lease, partial(release_plan, fleet=fleet))
+        ledger.give_back(lease)
+    desk.fleets["api"]["fleet_name"] = "renamed"
+    desk.fleets["web"]["fleet_balancers"] = ["lb1"]
+    (desk.folder / "play.yml").write_text(json.dumps([{
+        "hosts": "web", "gather_facts": False, "tasks": [{
+            "phoenix.fleet.fleet_status": {
+                "definition": {"name": "web", "image": "x", "port": 80, "state_dir": str(desk.folder / "state")},
+                "instances": {"instances": []}, "balancers": [],
+            },
+        }],
+    }]))
+    code, said = desk.play("play.yml", "-c", "local")
+    assert code == 0 and "fleet shop is in the ledger" in said and "phoenix.fleet.retire" in said, said
+    assert "fleet renamed is in" not in said and "fleet web is in" not in said, said
 
 
 @pytest.mark.parametrize("ill", ["silent", "damaged", "no python", "no sudo"])

@@ -183,6 +183,17 @@ def test_a_folder_on_a_network_is_refused(ledger: Ledger, monkeypatch: pytest.Mo
         ledger.acquire("web", "me@here")
 
 
+@pytest.mark.parametrize(("kind", "refused"), [
+    ("ext4", False), ("xfs", False), ("overlay", False), ("fuseblk", False), ("fuse.fuse-overlayfs", False), ("nfs4", True), ("cifs", True),
+    ("9p", True), ("virtiofs", True), ("beegfs", True), ("gpfs", True), ("fuse.sshfs", True), ("fuse.s3fs", True), ("fuse.rclone", True),
+])
+def test_what_is_a_network_file_system(kind: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mounts").write_text(f"1 1 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / {tmp_path} rw - {kind} host:/x rw\n")
+    opened = lambda path, **options: (tmp_path / "mounts").open(**options)  # noqa: E731
+    monkeypatch.setattr(_ledger, "open", opened, raising=False)
+    assert _ledger._network_filesystem(str(tmp_path)) == (kind if refused else "")
+
+
 def test_a_ledger_deleted_under_a_run(ledger: Ledger) -> None:
     lease = ledger.acquire("web", "me@here")
     os.unlink(ledger.name)

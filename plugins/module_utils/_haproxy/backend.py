@@ -315,7 +315,7 @@ def admitted(name: str, where: str, head: Optional[Head], lease: Optional[Head],
     if 0 < lease.fence < head.fence:
         raise LeaseError(
             what, f"a later run has the fence {head.fence}, this one {lease.fence}",
-            above or "Let the later run finish. If the ledger is older than this head, restored for example, take over with fleet_adopt: true.",
+            above or "Let the later run finish. If the ledger is an old copy, restored for example, take over with fleet_adopt: true.",
         )
     if lease.fence and lease.records < head.records:
         raise RefusedError(
