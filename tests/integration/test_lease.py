@@ -63,17 +63,23 @@ class Command:
                 env={**os.environ, "PHOENIX_FLEET_LEASE_SECONDS": str(TIME_TO_LIVE)},
             )
 
-    def find(self, *names: str) -> int:
-        """The process that one comes to from ours by children of these names."""
-        pid = self.process.pid
-        for name in names:
-            children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-            (pid,) = [child for child in children if name in Path(f"/proc/{child}/comm").read_text()]
-        return pid
-
     @property
     def run(self) -> int:
-        return self.find("sh", "ansible-playboo")
+        (shell,) = children(self.process.pid)
+        # What renews the leases is that one's child too by now: it is the first process of the namespace.
+        (run,) = [pid for pid in children(shell) if "fleet-lease" not in Path(f"/proc/{pid}/comm").read_text()]
+        return run
+
+    def waiting(self) -> list[int]:
+        """The worker that waits at the gate: the one that has started a module."""
+        return [worker for worker in children(self.run) if children(worker)]
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +139,6 @@ def test_a_run_that_is_killed_or_stopped_loses_them(command: Command, ledger: Le
 
 
 def test_a_worker_that_is_stopped_takes_its_run_s_fleets_with_it(command: Command, ledger: Ledger) -> None:
-    until(lambda: "wait_for" in command.output.read_text(), "it does not come to the gate")
-    worker = command.find("sh", "ansible-playboo", "ansible-playboo")
-    os.kill(worker, signal.SIGSTOP)
+    until(command.waiting, "it does not come to the gate")
+    os.kill(command.waiting()[0], signal.SIGSTOP)
     until(lambda: ledger.holder("fast") is None, "something goes on renewing")
