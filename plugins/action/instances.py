@@ -15,7 +15,7 @@ from ..module_utils._model import Instance, Registration, Step, from_dict, to_di
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._definition import read_again, revived
 from ..plugin_utils._diagnostics import make_room
-from ..plugin_utils._executor import guarded
+from ..plugin_utils._executor import Guard, guarded
 from ..plugin_utils._ledger import Lease, Ledger
 from ..plugin_utils._placement import addressed, reservations
 
@@ -28,10 +28,10 @@ class ActionModule(FleetAction):
         leased = bool(params["lease"].get("fence")) and not self._task.check_mode
         if params["record"] and not params["lease"]:
             raise InvalidError([f"record: {params['record']} is written under a lease only; give the lease"])
-        with guarded(params["lease"]):
+        with guarded(params["lease"]) as guard:
             if leased and params["release"].get("number"):
                 self._take_what_was_recorded(from_dict(Lease, params["lease"]), params, task_vars)
-            permit = _permit(from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
+            permit = _permit(guard, from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
             if permit and params["verb"] == "decommission":
                 # Before the record, after which there is no way back; and again for each, right before it is stopped.
                 permit(*(from_dict(Instance, item) for item in (*params["standby"], *params["instances"])))
@@ -83,7 +83,7 @@ class ActionModule(FleetAction):
             self.say(f"{lease.fleet}  {line}")
 
 
-def _permit(lease: Lease, results: Sequence[Mapping[str, Any]]) -> Callable[..., None]:
+def _permit(guard: Guard, lease: Lease, results: Sequence[Mapping[str, Any]]) -> Callable[..., None]:
     """What the ledger says of instances, asked right before they are stopped: that the fleet is still ours, and no balancer serves them.
 
     results are those of the balancers' tasks of this very run: their receipts count where a full disk could not keep them.
@@ -91,7 +91,12 @@ def _permit(lease: Lease, results: Sequence[Mapping[str, Any]]) -> Callable[...,
     ledger = Ledger(lease.url, lease.state_dir)
     fresh = [from_dict(Registration, item) for result in results for item in result.get("registrations") or ()]
     own = [item for item in fresh if item.receipt is not None and item.receipt.fence == lease.fence]
-    return lambda *instances: ledger.permit(lease, instances, own)
+
+    def permit(*instances: Instance) -> None:
+        guard.check()
+        ledger.permit(lease, instances, own)
+
+    return permit
 
 
 class _Journal:
