@@ -511,8 +511,13 @@ class ProxmoxProvider:
                 permit(item)
             now = self.cluster.same(found)
             if now is not None:
-                # PVE itself refuses to remove what somebody has started meanwhile.
-                leaked.extend(self._removed(now))
+                try:
+                    leaked.extend(self._removed(now))
+                except RefusedError as error:
+                    # PVE itself refuses to remove what somebody has started meanwhile.
+                    if "is running" in error.cause:
+                        leave_started(replace(item, state="stopped"), replace(item, state="running"))
+                    raise
                 removed.append(now)
 
         each(end, present, self._width(instances))
