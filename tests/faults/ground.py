@@ -52,11 +52,20 @@ class Ground(Site):
         for proxy in self.proxies.values():
             proxy.stop()
 
+    def behind(self, *backends: str, **settings: Any) -> None:
+        """Put other HAProxys in the place of these, before the first release: with these backends, and as HAProxyProcess takes settings."""
+        for host, proxy in self.proxies.items():
+            proxy.stop()
+            self.proxies[host] = HAProxyProcess(proxy.folder, backends=backends, **settings).start()
+        self.haproxy = self.proxies["lb1"]
+        self.balancers = {host: proxy.hostvars for host, proxy in self.proxies.items()}
+        self._write()
+
     # Commands
 
     def start(self, verb: str, *arguments: str, hold: str = "", prefix: Sequence[str] = (),
               environment: Mapping[str, str] | None = None, inventory: Path | None = None, **extra: Any) -> Command:
-        given = [f"phoenix.fleet.{verb}", "-i", str(inventory or self.inventory), *arguments]
+        given = [verb if verb.endswith(".yml") else f"phoenix.fleet.{verb}", "-i", str(inventory or self.inventory), *arguments]
         for key, value in extra.items():
             given += ["-e", f"{key}={value}"]
         return Command(self.folder / "runs", given, hold, prefix, environment)
@@ -64,9 +73,9 @@ class Ground(Site):
     def image(self, version: str) -> str:
         return f"{self.repository}:{version}"
 
-    def other(self) -> str:
+    def other(self, fleet: str = "web") -> str:
         """The version that is not live."""
-        history = self.history()
+        history = self.history(fleet)
         images = {row.number: row.image for row in history.releases}
         return "v2" if images.get(history.live, "").endswith(":v1") else "v1"
 
@@ -87,8 +96,8 @@ class Ground(Site):
     def ledger(self) -> Ledger:
         return Ledger(self.fleets["web"].get("fleet_ledger", ""), str(self.state))
 
-    def history(self) -> Any:
-        return self.ledger.history(self.name("web"))
+    def history(self, fleet: str = "web") -> Any:
+        return self.ledger.history(self.name(fleet))
 
     def processes(self) -> list[int]:
         """Processes of a run on this ground that are still there: orphans."""
@@ -112,14 +121,16 @@ class Ground(Site):
             until("orphans to end", lambda: not self.processes(), 70, 0.02)
         except AssertionError:
             return [f"process {pid} of a former run" for pid in self.processes()]
-        history = self.history()
-        found = [*self._records(history), *self._instances(history)]
-        for host, proxy in self.proxies.items():
-            found += [f"{host}: {what}" for what in self._balancer(proxy, history)]
+        found = []
+        for fleet in self.fleets:
+            history = self.history(fleet)
+            found += [*self._records(fleet, history), *self._instances(fleet, history)]
+            for host, proxy in self.proxies.items():
+                found += [f"{host}: {what}" for what in self._balancer(proxy, fleet, history)]
         return found
 
-    def _records(self, history: Any) -> list[str]:
-        name = self.name("web")
+    def _records(self, fleet: str, history: Any) -> list[str]:
+        name = self.name(fleet)
         found = [f"the chain of records: {finding}" for finding in self.ledger.verify(name)]
         if history.entry:
             found.append(f"entry {history.entry.number} ({history.entry.verb}) is open")
@@ -136,17 +147,17 @@ class Ground(Site):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     found.append(f"{lock.name} is locked")
-        known = ("ledger.sqlite3", "ledger.sqlite3-journal", lock.name, "last-words")
+        known = ("ledger.sqlite3", "ledger.sqlite3-journal", "last-words", *(f"{self.name(item)}.lock" for item in self.fleets))
         return found + [f"file {path.name} in the state folder" for path in (self.state).iterdir() if path.name not in known]
 
-    def _instances(self, history: Any) -> list[str]:
+    def _instances(self, fleet: str, history: Any) -> list[str]:
         found = []
         rows = {row.number: row for row in history.releases}
         members: dict[int, int] = {}
-        for item in self.containers("web"):
+        for item in self.containers(fleet):
             number = int(item.labels[f"{LABEL}release"])
             members[number] = members.get(number, 0) + 1
-            wanted = "running" if number == history.live or self.fleets["web"].get("fleet_standby") == "running" else "exited"
+            wanted = "running" if number == history.live or self.fleets[fleet].get("fleet_standby") == "running" else "exited"
             status = rows[number].status if number in rows else "unknown"
             if status not in ("live", "standby") or item.status != wanted:
                 found.append(f"container {item.name} of a release that is {status}, {item.status}")
@@ -155,29 +166,29 @@ class Ground(Site):
             found.append(f"{members.get(history.live, 0)} containers of r{history.live}, not {size}")
         if len(members) > (2 if history.live else 0):
             found.append(f"containers of releases {sorted(members)}")
-        for volume in self.engine.volumes.list(filters={"label": f"{LABEL}name={self.name('web')}"}):
+        for volume in self.engine.volumes.list(filters={"label": f"{LABEL}name={self.name(fleet)}"}):
             labels = volume.attrs["Labels"]
             if int(labels.get(f"{LABEL}release", 0)) not in members:
                 found.append(f"volume {volume.name}")
         return found
 
-    def _balancer(self, proxy: HAProxyProcess, history: Any) -> list[str]:
+    def _balancer(self, proxy: HAProxyProcess, fleet: str, history: Any) -> list[str]:
         found = []
-        names = {item.name for item in self.containers("web") if item.labels[f"{LABEL}release"] == str(history.live)}
-        weights = proxy.weights("web")
+        names = {item.name for item in self.containers(fleet) if item.labels[f"{LABEL}release"] == str(history.live)}
+        weights = proxy.weights(fleet)
         if weights != dict.fromkeys(names, 100):
             found.append(f"servers {weights}, not {sorted(names)} with 100 each")
-        for name, row in proxy.servers("web").items():
+        for name, row in proxy.servers(fleet).items():
             if row["srv_op_state"] != "2":
                 found.append(f"server {name} is not up")
-        text = (proxy.config_dir / "web.cfg").read_text()
+        text = (proxy.config_dir / f"{fleet}.cfg").read_text()
         if history.live and f'"live": {history.live}' not in text.splitlines()[0] + text.splitlines()[1]:
             found.append(f"the head does not say that r{history.live} is live: {text.splitlines()[:2]}")
         listed = {line.split()[1] for line in text.splitlines() if line.strip().startswith("server ")}
         if listed != names:
             found.append(f"the fragment lists {sorted(listed)}")
         files = sorted(path.name for path in proxy.config_dir.iterdir() if path.name != ".phoenix.fleet.lock")
-        return found + ([f"files {files}"] if files != ["web.cfg"] else [])
+        return found + ([f"files {files}"] if files != sorted(f"{name}.cfg" for name in proxy.backends) else [])
 
     def settle(self, deadline: float = 15) -> list[str]:
         """`leftovers`, as soon as there are none: a check of HAProxy's own may take its time to call a server up again."""

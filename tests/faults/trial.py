@@ -39,8 +39,9 @@ class Trial:
 
     @contextmanager
     def load(self, ground: Ground, *hosts: str, rate: float = RATE) -> Iterator[None]:
-        """Requests to these balancers (to all, where none is named) for as long as the block lasts."""
-        loads = [Load(ground.proxies[host].url("web") + "/", rate=rate, slow="/slow?s=1") for host in hosts or tuple(ground.proxies)]
+        """Requests to these balancers (to all, where none is named), for every fleet, for as long as the block lasts."""
+        places = [ground.proxies[host].url(fleet) for host in hosts or tuple(ground.proxies) for fleet in ground.fleets]
+        loads = [Load(f"{place}/", rate=rate, slow="/slow?s=1") for place in places]
         try:
             with ExitStack() as stack:
                 for item in loads:
