@@ -25,7 +25,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 for variable in [name for name in os.environ if name.startswith(("ANSIBLE_", "XDG_", "DOCKER_"))]:
     del os.environ[variable]
 
-from ansible_collections.phoenix.fleet.tests.faults import kills, parts, ssh  # noqa: E402
+from ansible_collections.phoenix.fleet.tests.faults import clients, kills, parts, plays, receipts, ssh  # noqa: E402
 from ansible_collections.phoenix.fleet.tests.faults.ground import Ground, build_images  # noqa: E402
 from ansible_collections.phoenix.fleet.tests.faults.trial import Trial  # noqa: E402
 from ansible_collections.phoenix.fleet.tests.integration.postgresql_server import Server  # noqa: E402
@@ -87,6 +87,11 @@ FAULTS: dict[str, Fault] = {
     **{name: prepared(fault) for name, fault in parts.FAULTS.items()},
     "orphaned modules, cut connections": ssh.modules,
     **parts.ELSEWHERE,
+    **{name: prepared(fault) for name, fault in receipts.FAULTS.items()},
+    **receipts.ELSEWHERE,
+    **plays.ELSEWHERE,
+    **{name: prepared(fault) for name, fault in clients.FAULTS.items()},
+    **clients.ELSEWHERE,
 }
 
 
