@@ -112,7 +112,7 @@ def perform(name: str, fault: Fault, number: int) -> Trial:
 
 def line(trial: Trial) -> str:
     figures = f"{trial.points:>6} {trial.sent:>8,} {trial.failed:>7} {len(trial.leftovers):>9} {len(trial.manual):>7} {trial.seconds:>7.0f}"
-    return f"{trial.name:<42} {figures}  {'ok' if trial.good else 'NOT OK'}{'  ' + trial.by if trial.by else ''}"
+    return f"{trial.name:<43} {figures}  {'ok' if trial.good else 'NOT OK'}{'  ' + trial.by if trial.by else ''}"
 
 
 def main() -> int:
@@ -126,7 +126,7 @@ def main() -> int:
         return 0 if options.list else 2
     began = time.monotonic()
     build_images()
-    print(f"{'fault':<42} points requests  failed leftovers  manual seconds", flush=True)
+    print(f"{'fault':<43} points requests  failed leftovers  manual seconds", flush=True)
     trials = []
     for name in chosen:
         trials.append(perform(name, FAULTS[name], OURS + list(FAULTS).index(name)))
@@ -136,7 +136,7 @@ def main() -> int:
     (output / "faults.json").write_text(json.dumps([asdict(trial) for trial in trials], indent=2))
     sums = (sum(item.points for item in trials), sum(item.sent for item in trials), sum(item.failed for item in trials))
     rest = (sum(len(item.leftovers) for item in trials), sum(len(item.manual) for item in trials), time.monotonic() - began)
-    print("{:<42} {:>6} {:>8,} {:>7} {:>9} {:>7} {:>7.0f}".format("all", *sums, *rest))
+    print("{:<43} {:>6} {:>8,} {:>7} {:>9} {:>7} {:>7.0f}".format("all", *sums, *rest))
     return 0 if all(trial.good for trial in trials) else 1
 
 
