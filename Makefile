@@ -20,7 +20,7 @@ lab-down: ## remove the lab
 	@demo/down
 
 test: lint .venv/.libvirt ## every test; installs and starts what they need
-	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start vm; tests/vm/build; tests/vm/build cloud; $(PY) -m pytest -q -n 2 --dist loadfile
+	@trap 'tests/setup/machine stop' EXIT; tests/setup/machine start vm; tests/vm/build; tests/vm/build cloud; $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.tests ## the judges: style, types, documentation, the built collection
 	@mkdir -p build; flock build/.lint $(PY) tests/lint.py
