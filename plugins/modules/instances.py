@@ -125,6 +125,7 @@ EXAMPLES = r"""
     port: 8080
   register: seen
 
+# Without a lease only instances that belong to no ledger are stopped, such as those of phoenix.fleet.docker_instances.
 - name: Stop the instances of release 41 politely, and keep them
   phoenix.fleet.instances:
     verb: decommission
