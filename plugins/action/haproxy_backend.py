@@ -44,7 +44,7 @@ class ActionModule(BalancerAction):
         """The ledger keeps what the balancer is told before it is told, and its receipts for what is out."""
         ledger, place = Ledger(lease.url, lease.state_dir), (self.balancer(task_vars), params["name"])
         servers = [from_dict(Server, item) for item in params["servers"] or ()]
-        waiting = ledger.tell(lease, *place, servers)
+        waiting = ledger.register(lease, *place, servers)
         params["confirm"] = [
             {"name": item.server, "address": item.address, "port": item.port, "confirmed": item.receipt is not None} for item in waiting
         ]

@@ -320,7 +320,7 @@ class Ledger:
         except _FullError:
             pass
 
-    def tell(
+    def register(
         self, lease: Lease, balancer: str, backend: str, servers: Iterable[Server] | None = None,
     ) -> tuple[Registration, ...]:
         """Keep that a balancer is about to be told of `servers` in `backend` (None: it is only looked at), before it is.
@@ -335,7 +335,7 @@ class Ledger:
             with self._writing() if listed else self._reading() as (connection, identity):
                 self._verified(connection, identity, lease, lock=bool(listed))
                 known = {item.server: item for item in _registrations(connection, lease.fleet, balancer, backend)}
-                new = [law.told(known.get(server.name), server, balancer, backend) for server in listed]
+                new = [law.registered(known.get(server.name), server, balancer, backend) for server in listed]
                 _store(connection, lease, new)
         except _FullError:
             # What says nothing new need not be written, so that undoing goes on.

@@ -19,7 +19,7 @@ ANY_WEIGHT = 100
 """The weight that is assumed where nobody knows what a balancer was told."""
 
 
-def told(former: Registration | None, server: Server, balancer: str, backend: str) -> Registration:
+def registered(former: Registration | None, server: Server, balancer: str, backend: str) -> Registration:
     """The registration of a server that a balancer is told of (again): whatever receipt there was is void."""
     weight = server.weight if server.state == "ready" else 0
     if former is None or (former.address, former.port) != (server.address, server.port):

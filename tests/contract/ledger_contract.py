@@ -854,13 +854,13 @@ class LedgerContract:
             ledger.permit(lease, [item])
         open_plan(ledger, lease)
         ledger.permit(lease, [item])  # the ledger knows that nobody was told
-        assert ledger.tell(lease, "lb1", "web", [replace(server, weight=0)]) == ()
+        assert ledger.register(lease, "lb1", "web", [replace(server, weight=0)]) == ()
         ledger.permit(lease, [item])  # it had no traffic
-        ledger.tell(lease, "lb1", "web", [server])
-        ledger.tell(lease, "lb2", "web", [server, replace(server, name="a-strangers", id=9)])
+        ledger.register(lease, "lb1", "web", [server])
+        ledger.register(lease, "lb2", "web", [server, replace(server, name="a-strangers", id=9)])
         with pytest.raises(RefusedError, match="balancer lb1 was told of it in backend web"):
             ledger.permit(lease, [item])
-        assert [waiting.server for waiting in ledger.tell(lease, "lb1", "web", ())] == ["web-r1-1"]
+        assert [waiting.server for waiting in ledger.register(lease, "lb1", "web", ())] == ["web-r1-1"]
         ledger.receive(lease, "lb1", "web", [out])
         ledger.receive(lease, "lb2", "web", [{**out, "address": "10.0.0.9"}])  # another server of that name
         with pytest.raises(RefusedError, match="balancer lb2"):
@@ -869,9 +869,9 @@ class LedgerContract:
         ledger.permit(lease, [item])
         assert kept.receipt and (kept.receipt.fence, kept.receipt.cut, kept.receipt.processes) == (lease.fence, 3, ("4711:99",))
         assert kept in ledger.history("web").registrations
-        assert [waiting.server for waiting in ledger.tell(lease, "lb2", "web")] == ["web-r1-1"]  # a process lingers
-        assert ledger.tell(lease, "lb1", "web") == ()
-        ledger.tell(lease, "lb1", "web", [server])  # told anew, the receipt is void
+        assert [waiting.server for waiting in ledger.register(lease, "lb2", "web")] == ["web-r1-1"]  # a process lingers
+        assert ledger.register(lease, "lb1", "web") == ()
+        ledger.register(lease, "lb1", "web", [server])  # told anew, the receipt is void
         with pytest.raises(RefusedError, match="balancer lb1"):
             ledger.permit(lease, [item])
         assert ledger.history("web").released.keys() == {"10.0.0.1", "10.0.0.1:80"}
@@ -879,7 +879,7 @@ class LedgerContract:
         with pytest.raises(LeaseError, match="lost its lease"):
             ledger.permit(lease, [item])
         with pytest.raises(LeaseError, match="lost its lease"):
-            ledger.tell(lease, "lb1", "web", [server])
+            ledger.register(lease, "lb1", "web", [server])
         assert {item.balancer for item in ledger.history("web").registrations if item.server == item.server} == {"", "lb1", "lb2"}
         ledger.give_back(later)
 
@@ -887,7 +887,7 @@ class LedgerContract:
         ledger = Ledger(*place)
         lease = ledger.acquire("web", "me@here")
         released(ledger, lease)
-        ledger.tell(lease, "lb1", "web", [Server("web-r1-1", "10.3.1.1", 80, 10001, 100)])
+        ledger.register(lease, "lb1", "web", [Server("web-r1-1", "10.3.1.1", 80, 10001, 100)])
         open_plan(ledger, lease, lambda history: Plan(
             "retire", 1, 0, outcome="retired", servers=history.servers, reserved=history.reserved))
         ledger.record(lease, "retire")

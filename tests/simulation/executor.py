@@ -62,7 +62,7 @@ class Fleet:
         if fence and stamps and self.definition.adopt and balancer.reachable and head and head.fleet in ("", self.definition.name):
             self.ledger.adopt(fence, head, max((server.id for server in balancer.fragment.values()), default=0))
         stamp = self.ledger.head(fence, self.definition.name) if fence and stamps else None
-        waiting = self.ledger.tell(fence, balancer.host, balancer.backend, ()) if fence else []
+        waiting = self.ledger.register(fence, balancer.host, balancer.backend, ()) if fence else []
         seen = balancer.observe(stamp, self.definition.adopt)
         if fence:
             self.ledger.receive(fence, balancer.host, balancer.backend, balancer.receipts(waiting))
@@ -173,7 +173,7 @@ class Fleet:
         lost = None
         for balancer in answering:
             try:
-                waiting = self.ledger.tell(fence, balancer.host, balancer.backend, servers)
+                waiting = self.ledger.register(fence, balancer.host, balancer.backend, servers)
                 balancer.apply(servers, head)
                 self.ledger.receive(fence, balancer.host, balancer.backend, balancer.receipts(waiting))
             except UnreachableError as error:

@@ -73,12 +73,12 @@ class MemoryLedger:
     def keep(self, rows: Iterable[Registration]) -> None:
         self.registrations.update({(item.server, item.balancer, item.backend): item for item in rows})
 
-    def tell(self, fence: int, balancer: str, backend: str, servers: Sequence[Server]) -> list[Registration]:
+    def register(self, fence: int, balancer: str, backend: str, servers: Sequence[Server]) -> list[Registration]:
         self._check(fence)
         self.site.tick(f"before {balancer} is registered")
         there = {key[0]: item for key, item in self.registrations.items() if key[1:] == (balancer, backend)}
         listed = [server for server in servers if self.site.numbers(server.name)]
-        self.keep(law.told(there.get(server.name), server, balancer, backend) for server in listed)
+        self.keep(law.registered(there.get(server.name), server, balancer, backend) for server in listed)
         self.site.tick(f"after {balancer} is registered")
         names = {server.name for server in listed}
         return [item for item in there.values() if item.server not in names and not item.is_settled]

@@ -189,7 +189,10 @@ def test_a_folder_on_a_network_is_refused(ledger: Ledger, monkeypatch: pytest.Mo
 ])
 def test_what_is_a_network_file_system(kind: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mounts").write_text(f"1 1 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / {tmp_path} rw - {kind} host:/x rw\n")
-    opened = lambda path, **options: (tmp_path / "mounts").open(**options)  # noqa: E731
+
+    def opened(_path: str, **options: str) -> object:
+        return (tmp_path / "mounts").open(**options)  # type: ignore[call-overload]
+
     monkeypatch.setattr(_ledger, "open", opened, raising=False)
     assert _ledger._network_filesystem(str(tmp_path)) == (kind if refused else "")
 
@@ -211,7 +214,7 @@ def test_a_full_disk_prevents_the_new_and_not_the_undoing(small_disk: Path) -> N
     contract.open_plan(ledger, lease)
     old, new = (Server(f"web-r{number}-1", f"10.3.{number}.1", 80, 10000 + number, 100) for number in (1, 2))
     staged = [old, replace(new, weight=0)]
-    ledger.tell(lease, "lb1", "web", staged)
+    ledger.register(lease, "lb1", "web", staged)
     filler = os.open(small_disk / "filler", os.O_CREAT | os.O_WRONLY)
     with pytest.raises(OSError, match="No space"):
         while True:
@@ -228,8 +231,8 @@ def test_a_full_disk_prevents_the_new_and_not_the_undoing(small_disk: Path) -> N
     assert ledger.history("web") == before
     ledger.check(lease)
     ledger.renew(lease)
-    ledger.tell(lease, "lb1", "web", staged)
-    (waiting,) = ledger.tell(lease, "lb1", "web", [old])
+    ledger.register(lease, "lb1", "web", staged)
+    (waiting,) = ledger.register(lease, "lb1", "web", [old])
     out = {"name": new.name, "address": new.address, "port": new.port, "proof": "idle"}
     (heard,) = ledger.receive(lease, "lb1", "web", [out])
     assert waiting.server == new.name == heard.server and heard.receipt, "it counts in this run, wherever it is kept"

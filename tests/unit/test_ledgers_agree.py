@@ -81,9 +81,9 @@ class TwinLedger(MemoryLedger):
     def write_record(self, record: str) -> None:
         self._both(lambda: self.real.record(self.lease, record), lambda: super(TwinLedger, self).write_record(record))
 
-    def tell(self, fence: int, balancer: str, backend: str, servers: Sequence[Server]) -> list[Registration]:
-        self.telling = lambda: self.real.tell(self.leases[fence], balancer, backend, servers)
-        return super().tell(fence, balancer, backend, servers)
+    def register(self, fence: int, balancer: str, backend: str, servers: Sequence[Server]) -> list[Registration]:
+        self.telling = lambda: self.real.register(self.leases[fence], balancer, backend, servers)
+        return super().register(fence, balancer, backend, servers)
 
     def keep(self, rows: Iterable[Registration]) -> None:
         rows, telling, self.telling = list(rows), self.telling, None
@@ -248,7 +248,7 @@ def test_both_refuse_a_run_that_lost_its_lease(tmp_path: Path) -> None:
     instance = next(iter(ledger.site.boxes.values())).instance
     acts = (
         lambda: ledger.record("commit", former), lambda: ledger.open(ledger.plan, former), lambda: ledger.reserve({}, former),
-        lambda: ledger.tell(former, "lb1", "web", ()), lambda: ledger.permit(instance, former),
+        lambda: ledger.register(former, "lb1", "web", ()), lambda: ledger.permit(instance, former),
         lambda: ledger.receive(former, "lb1", "web", [{"name": instance.name, "proof": "idle"}]),
     )
     for act in acts:

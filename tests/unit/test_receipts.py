@@ -178,10 +178,10 @@ def test_what_had_no_traffic_goes_without_a_receipt_and_its_address_stays_reserv
 
 
 def test_a_receipt_is_void_once_the_balancer_is_told_again() -> None:
-    again = law.told(OUT, Server("web-r1-1", "10.0.0.1", 80, 1, weight=0), "lb1", "web")
+    again = law.registered(OUT, Server("web-r1-1", "10.0.0.1", 80, 1, weight=0), "lb1", "web")
     assert (again.receipt, again.weight, again.turn) == (None, 0, OUT.turn + 1)
-    again = law.told(again, Server("web-r1-1", "10.0.0.1", 80, 1, weight=100), "lb1", "web")
-    assert law.told(again, Server("web-r1-1", "10.0.0.1", 80, 1, weight=0), "lb1", "web").may_serve
+    again = law.registered(again, Server("web-r1-1", "10.0.0.1", 80, 1, weight=100), "lb1", "web")
+    assert law.registered(again, Server("web-r1-1", "10.0.0.1", 80, 1, weight=0), "lb1", "web").may_serve
     # One that could not be stored counts for the turn that it was given for.
     law.refuse_serving([SERVED], [WEB], fresh=[OUT])
     with pytest.raises(RefusedError, match="has not confirmed"):
