@@ -15,6 +15,9 @@ from typing import Callable, Iterator
 import pytest
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Site
 from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import HAProxyProcess
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import impatient, make, served
+
+__all__ = ["impatient", "make", "served"]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Instance
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _proxmox_api, proxmox
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import proxmox
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_guest import config_params, described, options_in
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_options import settle
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint, Provider
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
-from ansible_collections.phoenix.fleet.tests.contract.provider_contract import Case, ProviderContract
+from ansible_collections.phoenix.fleet.tests.contract.provider_contract import ProviderContract
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase, agents, granted
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import (
     GIB,
     IMAGE,
@@ -36,105 +34,6 @@ from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import (
     certificate,
     marker,
 )
-
-ADDRESSES = {"addresses": ["10.77.0.10-10.77.0.99"], "gateway": "10.77.0.1"}
-
-
-class ProxmoxCase(Case):
-    """A fleet on a cluster of two nodes with a replica of the template on each. Options are those of `fleet_proxmox`, without the login."""
-
-    port = 8080
-
-    def __init__(self, served: Served, image: str = "shop-1.0", **options: Any) -> None:
-        self.served = served
-        self.options = served.options(**options)
-        self.provider: Provider = connect(self.options)
-        self.fleet = f"t{secrets.token_hex(3)}"
-        self.blueprint = Blueprint(self.provider.image(image), "0123456789abcdef", "ours", "4be1c2d", self.options, self.port)
-
-    @property
-    def pve(self) -> Any:
-        return self.served.pve
-
-    def guest(self, instance: Instance) -> Any:
-        return self.pve.guest(int(instance.id.partition("/")[0]))
-
-    def crash(self, instance: Instance) -> None:
-        guest = self.guest(instance)
-        guest.status = "stopped"
-
-    def alter(self, instance: Instance) -> None:
-        """Writing to a disk makes it use more of its storage."""
-        config = self.guest(instance).config
-        storage, _colon, name = str(config.get("scsi0") or config["rootfs"]).partition(",")[0].partition(":")
-        known = {"content": "images", "vmid": instance.number, "size": GIB, "ctime": 1}
-        volume = self.pve.storages[storage].setdefault("volumes", {}).setdefault(name, known)
-        volume["used"] = volume.get("used", 0) + 4096
-
-    def vanish(self, instance: Instance) -> None:
-        guest = self.guest(instance)
-        (self.pve.vms if guest in self.pve.vms else self.pve.cts).remove(guest)
-
-    @contextmanager
-    def stranger(self) -> Iterator[str]:
-        made = self.pve.add_vm(100050, f"{self.fleet}-r1-x", node="pve1", status="running", pool="fleet", config={"description": "mine"})
-        yield str(made.vmid)
-
-    def lives(self, stranger: str) -> bool:
-        guest = self.pve.vm(int(stranger))
-        return guest is not None and guest.status == "running" and guest.config["description"] == "mine"
-
-    @contextmanager
-    def silent(self) -> Iterator[Provider]:
-        self.served.shut()
-        try:
-            yield self.provider
-        finally:
-            self.served.open()
-
-
-MakeCase = Callable[..., ProxmoxCase]
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes a real cluster seconds, takes this one nothing."""
-    monkeypatch.setattr(_proxmox_api, "POLL", (0.01, 0.2))
-    monkeypatch.setattr(proxmox, "BETWEEN", 0.05)
-    monkeypatch.setattr(proxmox, "APART", 0.2)
-    monkeypatch.setattr(proxmox, "TELLING", 5.0)
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    with Served() as made:
-        for number in (1, 2):
-            made.pve.add_template(9000 + number, "shop-1.0", f"pve{number}")
-        yield made
-        assert not made.pve.wrong
-
-
-@pytest.fixture
-def make(served: Served) -> MakeCase:
-    return lambda image="shop-1.0", **options: ProxmoxCase(served, image, **options)
-
-
-def agents(served: Served) -> None:
-    """Every VM tells an address of its own, as soon as it runs."""
-    original = served.pve._agent_call
-
-    async def call(match: Any, values: Any) -> Any:
-        vm = served.pve.find(values["node"], values["vmid"])
-        mac = vm.config["net0"].partition("=")[2].partition(",")[0]
-        vm.agent = {"interfaces": [
-            {"name": "lo", "hardware-address": "00:00:00:00:00:00", "ip-addresses": [{"ip-address": "127.0.0.1"}]},
-            {"name": "docker0", "hardware-address": "02:42:00:00:00:00", "ip-addresses": [{"ip-address": "172.17.0.1"}]},
-            {"name": "eth0", "hardware-address": mac.lower(), "ip-addresses": [
-                {"ip-address": "fe80::1"}, {"ip-address": f"10.88.{vm.vmid // 250 % 250}.{vm.vmid % 250}"}]},
-        ]}
-        return await original(match, values)
-
-    served.pve._agent_call = call
 
 
 class TestFixedAddresses(ProviderContract):
@@ -670,13 +569,6 @@ def test_linked_clones_on_a_storage_that_cannot_make_them_are_refused(make: Make
 
 
 # Privileges
-
-def granted(served: Served, without: str = "") -> None:
-    """The roles of the documentation, and nothing else."""
-    for path, names in ROLES.items():
-        for real in (path.format(template=vmid, pool="fleet", storage="local-zfs", bridge="vmbr0") for vmid in (9001, 9002)):
-            served.pve.grant(f"{USER}!{TOKEN}", real, *(names - {without}))
-
 
 def test_the_documented_roles_suffice_for_everything(make: MakeCase, served: Served) -> None:
     granted(served)
