@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Dict, Mapping, Sequence
 
 from ..module_utils import _instances
 from ..module_utils._errors import FleetError, InvalidError
@@ -112,6 +112,9 @@ class _Journal:
 
     def under_way(self) -> Mapping[str, str]:
         return self._ledger.under_way(self._lease.fleet)
+
+    def turn(self, name: str, width: int, seconds: float) -> ContextManager[None]:
+        return self._ledger.turn(self._lease, name, width, seconds, self.say)
 
     def say(self, text: str) -> None:
         self._say(f"{self._lease.fleet}  {text}")

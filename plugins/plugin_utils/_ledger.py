@@ -21,15 +21,16 @@ import socket
 import sqlite3
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from ..module_utils._errors import FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
+from ..module_utils._errors import DeadlineError, FleetError, InvalidError, LeaseError, RefusedError, UnreachableError
 from ..module_utils._model import Entry, Head, History, Image, Instance, Plan, Receipt, Registration, Release, Server, to_dict
 from . import _registrations as law
 from . import _tables as t
@@ -47,6 +48,9 @@ PATIENCE = 10
 
 SILENCE = PATIENCE + 2
 """Seconds after which a PostgreSQL server that says nothing is hung up on. A little more: what it has to say of a lock comes first."""
+
+TURN_INTERVAL = 0.3
+"""Seconds between two looks at whose turn it is."""
 
 NETWORK = (
     "nfs", "cifs", "smb", "afs", "ceph", "lustre", "gfs", "ocfs", "9p", "virtiofs", "beegfs", "gpfs", "orangefs", "coda", "ncp", "fuse.",
@@ -392,6 +396,78 @@ class Ledger:
                 return {}
             kept = connection.execute(sa.select(t.TASKS.c.task, t.TASKS.c.doing).where(t.TASKS.c.fleet == fleet))
             return {row.task: row.doing for row in kept}
+
+    @contextmanager
+    def turn(self, lease: Lease, name: str, width: int, seconds: float, say: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Wait until fewer than `width` others that came before are at work on `name`, whatever fleet's, and keep a place there meanwhile.
+
+        A run that was killed loses its places with its lease. Raises DeadlineError after `seconds`, LeaseError where the fleet is
+        another's. say is told once who is waited for. Nobody is waited for on a full disk, nor in the tables of an earlier collection
+        (see `_upgrade`).
+        """
+        number = self._queue(lease, name)
+        deadline, told = time.monotonic() + seconds, say is None
+        try:
+            while number:
+                ahead = self._ahead(lease, name, number)
+                if len(ahead) < width:
+                    break
+                who = ", ".join(sorted(set(ahead)))
+                if time.monotonic() > deadline:
+                    remedy = "See what those runs are at (phoenix.fleet.status), then run again"
+                    raise DeadlineError(name, f"no turn within {seconds:.0f} s; at work or ahead: fleet {who}", remedy)
+                if say and not told:
+                    say(f"waits for its turn: {name}, after fleet {who}")
+                    told = True
+                time.sleep(TURN_INTERVAL)
+            yield
+        finally:
+            if number:
+                self._leave(name, number)
+
+    def _queue(self, lease: Lease, name: str) -> int:
+        """The number of a new place behind all others, 0 where none is kept."""
+        try:
+            with self._writing() as (connection, identity):
+                self._verified(connection, identity, lease)
+                if identity.version < 5:
+                    return 0
+                connection.execute(sa.select(t.LEDGER.c.id).with_for_update())
+                rows = self._places(connection, identity, name)
+                void = [row.number for row, held in rows if not held]
+                connection.execute(sa.delete(t.TURNS).where(t.TURNS.c.name == name, t.TURNS.c.number.in_(void)))
+                number = max((row.number for row, _held in rows), default=0) + 1
+                connection.execute(sa.insert(t.TURNS).values(name=name, number=number, fleet=lease.fleet, fence=lease.fence))
+                return number
+        except _FullError:
+            return 0
+
+    def _ahead(self, lease: Lease, name: str, number: int) -> list[str]:
+        """The fleets of the places before this one."""
+        with self._reading() as (connection, identity):
+            self._verified(connection, identity, lease)
+            return [row.fleet for row, held in self._places(connection, identity, name) if held and row.number < number]
+
+    def _leave(self, name: str, number: int) -> None:
+        with suppress(_FullError), self._writing() as (connection, identity):
+            if identity is not None:
+                connection.execute(sa.delete(t.TURNS).where(t.TURNS.c.name == name, t.TURNS.c.number == number))
+
+    def _places(self, connection: Any, identity: Any, name: str) -> list[tuple[Any, bool]]:
+        """The rows of a name in their order, each with whether its lease is held."""
+        rows = connection.execute(sa.select(t.TURNS).where(t.TURNS.c.name == name).order_by(t.TURNS.c.number)).all()
+        now = self._clock(connection)
+        fleets = {row.fleet: self._row(connection, identity, row.fleet) for row in rows}
+
+        def is_held(place: Any) -> bool:
+            row = fleets[place.fleet]
+            holder = _process(row)
+            if holder is None or row.fence - row.raised != place.fence:
+                return False
+            state = self._state(holder)
+            return state in (RUNNING, STOPPED) or (state == UNKNOWN and row.expires > now)
+
+        return [(row, is_held(row)) for row in rows]
 
     def spent_images(self, lease: Lease, keep: int) -> tuple[Image, ...]:
         """The images that only releases out of retention used, the newest `keep` left out: by digest, once for each name they were given.

@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-VERSION = 4
+VERSION = 5
 """Of the tables. A ledger with a higher one is refused; one with a lower one gets the tables that it lacks when a fleet is next taken.
 
-2 added the bands of numbers, 3 the tasks, 4 the registrations and the fleets' lineage and checkpoint.
+2 added the bands of numbers, 3 the tasks, 4 the registrations and the fleets' lineage and checkpoint, 5 the turns.
 """
 
 sa: Any
@@ -180,4 +180,15 @@ else:
         sa.Column("task", sa.String(256), primary_key=True),
         sa.Column("fleet", sa.String(63), nullable=False, index=True),
         sa.Column("doing", sa.Text, nullable=False),
+    )
+
+    # Who is at work on what several runs share, or waits for it, in the order in which they came: see `turn`. A row counts while its lease
+    # (the fleet's, of that fence) is held.
+    TURNS = sa.Table(
+        "phoenix_turns",
+        TABLES,
+        sa.Column("name", sa.String(300), primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("fleet", sa.String(63), nullable=False),
+        sa.Column("fence", sa.BigInteger, nullable=False),
     )

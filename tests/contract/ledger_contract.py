@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ansible_collections.phoenix.fleet.plugins.module_utils._errors import InvalidError, LeaseError, RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, InvalidError, LeaseError, RefusedError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import Head, History, Instance, Plan, Release, Server, Step
 from ansible_collections.phoenix.fleet.plugins.plugin_utils import _executor, _ledger, _process, _tables
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import FIRST_SERVER, Lease, Ledger
@@ -470,7 +471,8 @@ class LedgerContract:
         assert ledger.acquire("api", "me@here").fence == 2
         later = Earlier(tmp_path / "later", place)
         with later.process:
-            assert "made by a later phoenix.fleet (tables 4, this one knows 3). Update the collection on this controller" in later.does()
+            words = f"made by a later phoenix.fleet (tables {_tables.VERSION}, this one knows 3). Update the collection on this controller"
+            assert words in later.does()
             later.process.kill()
 
     # What is forgotten
@@ -903,6 +905,66 @@ class LedgerContract:
         assert ledger.under_way("web") == {"UPID:pve1:1": "cloning web-r1-1"}
         ledger.record(lease, "done")
         assert (ledger.under_way("web"), ledger.under_way("api")) == ({}, {"UPID:pve1:2": "cloning api-r1-1"})
+
+    def test_turns_are_taken_in_the_order_in_which_they_were_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_ledger, "TURN_INTERVAL", 0.01)
+        ledger = Ledger(*place)
+        leases = {name: ledger.acquire(name, "me@here") for name in ("web", "api", "shop")}
+        said: list[str] = []
+        order: list[str] = []
+
+        def wait(fleet: str) -> None:
+            with Ledger(*place).turn(leases[fleet], "removals on ceph", 1, 30, said.append):
+                order.append(fleet)
+
+        waiting = {name: threading.Thread(target=wait, args=(name,)) for name in ("api", "shop")}
+        with ledger.turn(leases["web"], "removals on ceph", 1, 30):
+            for count, thread in enumerate(waiting.values(), 1):
+                thread.start()
+                until(lambda count=count: len(said) == count, "it does not wait")  # type: ignore[misc]
+            with ledger.turn(leases["web"], "removals on nfs", 1, 0), ledger.turn(leases["web"], "clones on ceph", 2, 0):
+                order.append("web")
+        for thread in waiting.values():
+            thread.join(60)
+        assert order == ["web", "api", "shop"]
+        assert said == [f"waits for its turn: removals on ceph, after fleet {who}" for who in ("web", "api, web")]
+
+    def test_no_more_than_that_have_their_turn_and_a_wait_for_it_ends(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        web, api = ledger.acquire("web", "me@here"), ledger.acquire("api", "me@here")
+        with ledger.turn(web, "clones on ceph", 2, 0), ledger.turn(api, "clones on ceph", 2, 0):
+            words = "clones on ceph: no turn within 0 s; at work or ahead: fleet api, web"
+            with pytest.raises(DeadlineError, match=words), ledger.turn(api, "clones on ceph", 2, 0):
+                pass
+        with ledger.turn(api, "clones on ceph", 1, 0):
+            pass
+
+    def test_a_run_that_lost_its_lease_has_lost_its_turn(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        lost, api = ledger.acquire("web", "me@here"), ledger.acquire("api", "me@here")
+        with ledger.turn(lost, "removals on ceph", 1, 0):
+            lease = ledger.acquire("web", "me@here", takeover=True)
+            with ledger.turn(api, "removals on ceph", 1, 0), pytest.raises(LeaseError), ledger.turn(lost, "removals on ceph", 1, 0):
+                pass
+        with ledger.turn(lease, "removals on ceph", 1, 0):
+            ledger.give_back(lease)
+            with ledger.turn(api, "removals on ceph", 1, 0):
+                pass
+
+    def test_a_killed_run_keeps_nobody_waiting(self, place: Place) -> None:
+        ledger = Ledger(*place)
+        holder = Holder(place)
+        try:
+            lease = Lease(place[0], "web", int(holder.answer().split()[1]), ledger.id, place[1])
+            api = ledger.acquire("api", "me@here")
+            with ledger.turn(lease, "removals on ceph", 1, 0):
+                with pytest.raises(DeadlineError), ledger.turn(api, "removals on ceph", 1, 0):
+                    pass
+                holder.end()
+                with ledger.turn(api, "removals on ceph", 1, 0):
+                    pass
+        finally:
+            holder.end()
 
     def test_records_that_make_no_sense(self, place: Place) -> None:
         ledger = Ledger(*place)

@@ -21,6 +21,7 @@ import threading
 import urllib.parse
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,12 +29,15 @@ from typing import Any, TypeVar
 
 from fakepve import FakePve, FakeVm, schema
 from fakepve.certs import make_cert
+from fakepve.model import PveError, TaskError
 
 HOST = "127.0.0.1"
 GIB = 1024**3
 IMAGE = "sha256:" + "5" * 64
 USER, TOKEN, SECRET = "fleet@pve", "ci", "correct-horse-7"
 T = TypeVar("T")
+STARVED: ContextVar[str] = ContextVar("STARVED", default="")
+"""The shared storage whose lock the task at hand does not get in time."""
 
 # The roles that the documentation names, by the path that each is given on.
 ROLES = {
@@ -70,6 +74,11 @@ class Cluster(FakePve):
         self.rules: dict[str, Any] = {}
         self.wrong: list[str] = []
         self.began: list[tuple[str, float]] = []
+        self.bears: dict[str, int] = {}
+        self.held: Counter[str] = Counter()
+        self.at_once: Counter[tuple[str, str]] = Counter()
+        self.most: Counter[tuple[str, str]] = Counter()
+        self.onto: dict[int, str] = {}
 
     def _record(self, request: Any, body: bytes) -> None:
         super()._record(request, body)
@@ -92,6 +101,64 @@ class Cluster(FakePve):
             self.rules[f"{version} {call}"] = rule.get("permissions")
             self.calls[call] += version == "9.2"
 
+    async def task(self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, lock: bool = True, log: Any = ()) -> Any:
+        """As PVE (pve-storage `PVE/Storage.pm` vdisk_clone, vdisk_alloc, vdisk_free; pve-cluster `PVE/Cluster.pm` cfs_lock): making and
+        removing disks on a shared storage needs the cluster's lock on it, and who does not get that within 10 s is sent away.
+
+        A clone then fails and leaves nothing. The removal of a VM goes on without the disk (qemu-server `PVE/QemuServer.pm` destroy_vm),
+        that of a container fails (pve-container `PVE/LXC.pm` destroy_lxc_container).
+        bears: by kind of task (clone, destroy), how many at a time a storage bears; the one too many starves. held: how many of the next
+        tasks starve on a storage, since others keep its lock. most: by kind and storage, how many were at work on it at a time.
+        """
+        kind = ttype[2:]
+        if kind not in ("clone", "destroy"):
+            return await super().task(node, ttype, tid, user, body, vm=vm, lock=lock, log=log)
+        config = self.guest(int(tid)).config
+        sources = [str(value).partition(":")[0] for key, value in config.items() if re.match(r"(scsi|virtio|rootfs|mp)\d*$", key)]
+        onto = self.onto.pop(int(vm.vmid), "")
+        shared = sorted(name for name in ({onto} if onto else set(sources)) if self.storages[name].get("shared"))
+
+        async def locked() -> Any:
+            token = STARVED.set("")
+            for name in shared:
+                self.at_once[kind, name] += 1
+                self.most[kind, name] = max(self.most[kind, name], self.at_once[kind, name])
+                if self.held[name] or self.at_once[kind, name] > self.bears.get(kind, 1000):
+                    self.held[name] -= self.held[name] > 0
+                    STARVED.set(name)
+            try:
+                await asyncio.sleep(0.02)  # the others come meanwhile
+                leaked = [str(value).partition(",")[0] for key, value in config.items() if re.match(r"(scsi|virtio)\d*$", key)]
+                if STARVED.get() and ttype == "vzdestroy":
+                    raise TaskError(starved(STARVED.get()))
+                answer = await body()
+                if STARVED.get() and ttype == "qmdestroy":
+                    record = next(item for item in self.tasklog[::-1] if item["type"] == ttype and item["id"] == str(tid))
+                    words = [f"Could not remove disk '{volid}', check manually: {starved(STARVED.get())}" for volid in leaked]
+                    record["log"] += words
+                    raise TaskError(f"WARNINGS: {len(words)}")
+                return answer
+            finally:
+                STARVED.reset(token)
+                for name in shared:
+                    self.at_once[kind, name] -= 1
+
+        return await super().task(node, ttype, tid, user, locked, vm=vm, lock=lock, log=log)
+
+    def _qm_alloc(self, sid: str, *args: Any, **more: Any) -> Any:
+        if STARVED.get() == sid:
+            raise TaskError(starved(sid))
+        return super()._qm_alloc(sid, *args, **more)
+
+    def _allocate(self, vmid: int, sid: str, taken: Any) -> Any:
+        if STARVED.get() == sid:
+            raise TaskError(f"clone failed: {starved(sid)}")
+        return super()._allocate(vmid, sid, taken)
+
+    def _qm_free(self, volid: str) -> None:
+        if STARVED.get() != volid.partition(":")[0]:
+            super()._qm_free(volid)
+
     async def _qm_clone(self, v: Any, user: str) -> Any:
         """As PVE: a clone has a cloud-init drive of its own, and local disks stay on their node."""
         source = self.find(v["node"], v["vmid"])
@@ -99,8 +166,9 @@ class Cluster(FakePve):
         local = [key for key in source.config if re.match(r"(scsi|virtio)\d", key)
                  and not self.storages[str(source.config[key]).partition(":")[0]].get("shared")]
         if target and target != v["node"] and local:
-            from fakepve.model import PveError
             raise PveError(500, f"can't clone VM to node '{target}' (VM uses local storage)")
+        if v.get("storage"):
+            self.onto[int(v["newid"])] = str(v["storage"])
         upid = await super()._qm_clone(v, user)
         made = self.vm(int(v["newid"]))
         for key, value in (made.config if made else {}).items():
@@ -329,6 +397,10 @@ class Guests:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def starved(storage: str) -> str:
+    return f"cfs-lock 'storage-{storage}' error: got lock request timeout"
 
 
 def marker(guest: Any) -> dict[str, str]:

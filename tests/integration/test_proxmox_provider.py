@@ -313,7 +313,7 @@ def test_warnings_of_a_clone_are_no_failure_and_those_of_a_removal_are_a_leak(ma
     served.pve.task = warned  # type: ignore[method-assign]
     made = case.created(1)
     assert made[0].state == "running"
-    with pytest.raises(RefusedError, match="Could not remove disk 'local-zfs:vm-100000-disk-0'.*pvesm free"):
+    with pytest.raises(RefusedError, match=r"local-zfs:vm-100000-disk-0 on node pve1 \(busy\).*pvesm free local-zfs"):
         case.provider.destroy(made, 1)
     assert case.provider.observe(case.fleet) == ()
 

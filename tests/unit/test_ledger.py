@@ -154,7 +154,10 @@ def test_tables_of_an_earlier_collection(ledger: Ledger) -> None:
     with contract.changing(ledger) as connection:
         _tables.BANDS.drop(connection)
         _tables.TASKS.drop(connection)
+        _tables.TURNS.drop(connection)
         connection.execute(sa.update(_tables.LEDGER).values(version=1))
+    with ledger.turn(first, "removals on ceph", 1, 0), ledger.turn(first, "removals on ceph", 1, 0):
+        pass  # a run that an earlier collection began goes on with them
     assert (ledger.history("web").issued, ledger.under_way("web")) == ({}, {}), "it can be read as it is"
     second = ledger.acquire("web", "me@here")
     assert (second.ledger, second.fence) == (first.ledger, first.fence + 1)
@@ -231,6 +234,8 @@ def test_a_full_disk_prevents_the_new_and_not_the_undoing(small_disk: Path) -> N
     assert ledger.history("web") == before
     ledger.check(lease)
     ledger.renew(lease)
+    with ledger.turn(lease, "removals on ceph", 1, 0):
+        pass  # it has one, kept or not
     ledger.register(lease, "lb1", "web", staged)
     (waiting,) = ledger.register(lease, "lb1", "web", [old])
     out = {"name": new.name, "address": new.address, "port": new.port, "proof": "idle"}

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Protocol, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence, Tuple
 
 from .._errors import RefusedError
 from .._model import Image, Instance, LastWords, Pool
@@ -38,6 +38,9 @@ class Journal(Protocol):
 
     def under_way(self) -> Mapping[str, str]:
         """What was begun since the fleet's last undertaking ended, perhaps by a run that was killed, and may still be at work."""
+
+    def turn(self, name: str, width: int, seconds: float) -> ContextManager[None]:
+        """Wait for a turn at what bears only `width` at a time, over all runs of the ledger. Raises DeadlineError after `seconds`."""
 
     def say(self, text: str) -> None:
         """Tell whoever watches the run."""

@@ -14,21 +14,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import re
 import secrets
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar
 
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
 from .._model import Image, Instance, LastWords, Pool
 from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, refuse_other
 from ._options import gaps
-from ._proxmox_api import Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
+from ._proxmox_api import BUSY, Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
 from ._proxmox_cluster import Cluster, Found
 from ._proxmox_guest import (
     COMPLETE,
@@ -54,6 +57,7 @@ from .base import Blueprint, Journal, Permit, leave_started, unconditional
 
 __all__ = ["IMAGE", "OPTIONS", "ProxmoxProvider", "connect", "mistakes", "settle", "shape"]
 
+T = TypeVar("T")
 REALM = "proxmox"
 """What all nodes share, of whatever cluster: a VMID or an address of one fleet is no other fleet's of the same ledger."""
 
@@ -62,6 +66,12 @@ PER_NODE = 4
 
 PER_STORAGE = 6
 """Clones on one storage at a time: each holds its lock for a second or so, and who waits for that for 10 s is sent away."""
+
+PER_REMOVAL = 1
+"""Removals on one shared storage at a time: a disk whose turn does not come in these 10 s stays behind, and its guest is gone."""
+
+BUSY_PAUSES = (2.0, 5.0, 10.0, 20.0)
+"""Seconds, half of them or half as many more, before what ended for want of a lock is tried once more: others may hold it as well."""
 
 CLONING = {"linked": 600.0, "full": 7200.0}
 STARTING, ENDING = 300.0, 300.0
@@ -94,6 +104,7 @@ class ProxmoxProvider:
         self.cluster = Cluster(api, options)
         self._gates: Dict[Tuple[str, ...], threading.BoundedSemaphore] = {}
         self._gates_lock = threading.Lock()
+        self._shared_storages: Optional[Set[str]] = None
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -316,37 +327,42 @@ class ProxmoxProvider:
         doing = f"{item.name}: cloning template {source.vmid} on node {source.node} as {item.number} on node {item.host}"
         params = clone_params(item, template, options, description)
         target = options.get("storage") or (template.volumes[0].storage if template.volumes else "")
-        gates = [(("node", source.node), PER_NODE), (("storage", target), PER_STORAGE)]
+        gates = [(("node", source.node), PER_NODE)]
         if source.kind == "lxc":
             gates.append((("template", str(source.vmid)), 1))  # PVE locks a container's template for the whole copy
-        with ExitStack() as stack:
-            for name, width in gates:
-                stack.enter_context(self._gate(name, width))
-            for attempt in (1, 2):
-                failure = ""
-                try:
-                    upid = self.api.tell(doing, "post", f"{source.path}/clone", **params)
-                    failure = self._ended(upid, doing, CLONING[options["clone"]])
-                except UnknownOutcomeError:
-                    found = self._appeared(item, source, nonce, CLONING[options["clone"]])
-                    if found is None and attempt == 2:
-                        raise
-                    if found is None:
-                        continue  # it was not done: the VMID is free, and nobody else can have it meanwhile
-                    return found
-                except Refusal as error:
-                    # Taken by what an earlier call of ours has made, whose answer got lost? Only its nonce tells.
-                    found = self._appeared(item, source, nonce, CLONING[options["clone"]]) if error.taken else None
-                    if found is None and error.taken:
-                        remedy = "Somebody else has it: run again for the next one, or set fleet_proxmox.vmid_range to a range of its own"
-                        raise RefusedError(error.what, error.cause, remedy) from None
-                    if found is None:
-                        raise
-                    return found
-                if failure:
-                    raise RefusedError(doing, f"PVE says: {failure}", remedy_of(failure))
+        places = [replace(source, vmid=item.number, node=node) for node in {source.node, item.host}]
+
+        def clone() -> Found:
+            with self._turns("clones", [target], PER_STORAGE, CLONING[options["clone"]]), ExitStack() as stack:
+                for name, width in gates:
+                    stack.enter_context(self._gate(name, width))
+                return self._clone(doing, item, source, params, nonce, CLONING[options["clone"]])
+
+        return self._patiently(clone, lambda: all(self.cluster.look(place) is None for place in places))
+
+    def _clone(self, doing: str, item: Instance, source: Guest, params: Mapping[str, Any], nonce: str, seconds: float) -> Found:
+        for attempt in (1, 2):
+            try:
+                upid = self.api.tell(doing, "post", f"{source.path}/clone", **params)
+                self._fine(upid, doing, seconds)
                 break
-            found = self._appeared(item, source, nonce, LOOKING)
+            except UnknownOutcomeError:
+                found = self._appeared(item, source, nonce, seconds)
+                if found is not None:
+                    return found
+                if attempt == 2:
+                    raise
+                # It was not done: the VMID is free, and nobody else can have it meanwhile.
+            except Refusal as error:
+                if not error.taken:
+                    raise
+                # Taken by what an earlier call of ours has made, whose answer got lost? Only its nonce tells.
+                found = self._appeared(item, source, nonce, seconds)
+                if found is None:
+                    remedy = "Somebody else has it: run again for the next one, or set fleet_proxmox.vmid_range to a range of its own"
+                    raise RefusedError(error.what, error.cause, remedy) from None
+                return found
+        found = self._appeared(item, source, nonce, LOOKING)
         if found is None:
             cause = "PVE says that it is done, and the guest is not there, or is another's"
             raise RefusedError(doing, cause, "See the task's log on that node")
@@ -499,7 +515,8 @@ class ProxmoxProvider:
     def destroy(self, instances: Sequence[Instance], timeout: int, permit: Permit = unconditional) -> None:
         planned = {item.id: item for item in instances}
         present = self._own(instances)
-        leaked: List[str] = []
+        stray = self._stray(present)
+        leaks: List[Leak] = []
         removed: List[Found] = []
 
         def end(found: Found) -> None:
@@ -512,7 +529,7 @@ class ProxmoxProvider:
             now = self.cluster.same(found)
             if now is not None:
                 try:
-                    leaked.extend(self._removed(now))
+                    leaks.extend(self._removed(now, partial(permit, item)))
                 except RefusedError as error:
                     # PVE itself refuses to remove what somebody has started meanwhile.
                     if "is running" in error.cause:
@@ -526,13 +543,11 @@ class ProxmoxProvider:
         left = [guest.words for guest in self.cluster.guests() if guest.vmid in numbers and self._is_same(guest, removed)]
         if left:
             raise RefusedError(", ".join(left), "PVE says that it is removed, and still lists it", "Run again")
-        leaked += self._left_over(removed)
-        if leaked:
-            leaked = sorted(set(leaked))
-            remedy = "The instances are gone. Remove the disks on that node yourself: pvesm free VOLUME"
-            raise RefusedError("destroying", f"PVE did not remove {', '.join(leaked)}", remedy)
+        leaks += [*self._left_over(removed), *(leak for vmid, leak in stray if vmid in numbers)]
+        if leaks:
+            raise left_behind(leaks)
 
-    def _removed(self, found: Found) -> List[str]:
+    def _removed(self, found: Found, permit: Callable[[], None]) -> List[Leak]:
         """Remove a stopped guest with its disks and all that refers to it; returns the disks that PVE could not remove."""
         guest = found.guest
         doing = f"destroying {guest.words}"
@@ -540,25 +555,51 @@ class ProxmoxProvider:
         if COMPLETE not in (found.marker or {}) and int(found.config.get("protection") or 0):
             # Nobody has protected it: it has that from its template, and its making was interrupted.
             self._again(doing, found, "put", f"{guest.path}/config", protection=0, digest=found.config["digest"])
-        with self._gate(("node", guest.node), PER_NODE):
-            for attempt in (1, 2):
-                try:
-                    upid = self.api.tell(doing, "delete", guest.path, purge=1)
-                    status = self._ended(upid, doing, ENDING, warnings=True)
-                except (UnknownOutcomeError, Refusal) as error:
-                    now = self._gone_or_idle(found)
-                    if now is None:
-                        return []
-                    if attempt == 2 or not isinstance(error, UnknownOutcomeError):
-                        raise
-                    continue
-                if status.startswith("WARNINGS"):
-                    lines = [line for line in self.api.tasks.last_lines(upid) if "not remove" in line]
-                    return lines or [f"something of {guest.words} ({status})"]
-                if status:
-                    raise RefusedError(doing, f"PVE says: {status}", remedy_of(status, guest))
-                return []
+
+        def remove() -> List[Leak]:
+            storages = {volume.storage for volume in volumes_of(found.config)}
+            with self._turns("removals", storages, PER_REMOVAL, ENDING), self._gate(("node", guest.node), PER_NODE):
+                return self._remove(doing, found)
+
+        def is_there() -> bool:
+            permit()
+            return self.cluster.same(found) is not None
+
+        return self._patiently(remove, is_there)
+
+    def _remove(self, doing: str, found: Found) -> List[Leak]:
+        guest = found.guest
+        for attempt in (1, 2):
+            try:
+                upid = self.api.tell(doing, "delete", guest.path, purge=1)
+                status = self._ended(upid, doing, ENDING, warnings=True)
+            except (UnknownOutcomeError, Refusal) as error:
+                if self._gone_or_idle(found) is None:
+                    return self._told_of_removal(guest)
+                if attempt == 2 or not isinstance(error, UnknownOutcomeError):
+                    raise
+                continue
+            if status.startswith("WARNINGS"):
+                return self._leaks_in(upid, guest) or [Leak("something", guest.node, f"{guest.words}, task {upid}: {status}")]
+            if status:
+                raise refused_task(doing, status, guest)
+            return []
         return []
+
+    def _leaks_in(self, upid: str, guest: Guest) -> List[Leak]:
+        """The disks that a removal could not remove, by its log (qemu-server `PVE/QemuServer.pm` destroy_vm)."""
+        found = (re.search(r"Could not remove disk '([^']+)'[^:]*: *(.*)", line) for line in self.api.tasks.last_lines(upid, 500))
+        return [Leak(match.group(1), guest.node, match.group(2)) for match in found if match]
+
+    def _told_of_removal(self, guest: Guest) -> List[Leak]:
+        """The same of a removal whose answer got lost: its task is the guest's last one."""
+        kind = "qmdestroy" if guest.kind == "qemu" else "vzdestroy"
+        tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, typefilter=kind, limit=5) or []
+        seen = [task["upid"] for task in tasks if task.get("type") == kind]
+        if not seen and self.journal:
+            words = f"look for its disks: pvesm list STORAGE --vmid {guest.vmid}"
+            self.journal.say(f"{guest.words} is gone, and the task that removed it cannot be seen; {words}")
+        return [leak for upid in seen for leak in self._leaks_in(upid, guest)]
 
     def _gone_or_idle(self, found: Found) -> Optional[Found]:
         """The guest, once no task works on it any more; None when it is gone."""
@@ -569,20 +610,45 @@ class ProxmoxProvider:
                 return now
             time.sleep(0.5)
 
-    def _left_over(self, gone: Sequence[Found]) -> List[str]:
-        """The disks of these guests that a listing still shows: one listing for each storage."""
-        places: Dict[Tuple[str, str], Set[str]] = {}
-        shared = {item["storage"] for item in self.cluster.resources() if item.get("type") == "storage" and int(item.get("shared") or 0)}
-        for found in gone:
-            for volume in volumes_of(found.config):
-                node = "" if volume.storage in shared else found.guest.node
-                places.setdefault((node, volume.storage), set()).add(f"{volume.storage}:{volume.name}")
-        any_node = next(iter(self.cluster.online()), "")
-        left: List[str] = []
-        for (node, storage), volids in places.items():
-            listed = {str(item.get("volid")) for item in self._contents(node or any_node, storage, None)}
-            left += sorted(f"{volid} on node {node or any_node}" for volid in volids & listed)
-        return left
+    def _left_over(self, gone: Sequence[Found]) -> List[Leak]:
+        """The disks of these guests that a listing still shows: one listing for each storage.
+
+        It shows them to those alone who may see disks of VMIDs that are in no pool any more (pve-storage `PVE/Storage.pm`
+        check_volume_access), which the documented roles do not allow: there the removal's own task is the proof (see _leaks_in).
+        """
+        wanted = {f"{volume.storage}:{volume.name}" for found in gone for volume in volumes_of(found.config)}
+        return [leak for _vmid, leak in self._listed(gone) if leak.volume in wanted]
+
+    def _stray(self, present: Sequence[Found]) -> List[Tuple[int, Leak]]:
+        """Disks of these guests that their configurations do not name, as a clone leaves them that failed and was tried again.
+
+        They are to be seen as long as the guests are there.
+        """
+        named = {f"{volume.storage}:{volume.name}" for found in present for volume in volumes_of(found.config)}
+        named |= {str(value) for found in present for key, value in found.config.items() if key.startswith("unused")}
+        disks = [(vmid, leak) for vmid, leak in self._listed(present) if re.search(r"-(disk-\d+|cloudinit)\b", leak.volume)]
+        return [(vmid, replace(leak, why="no configuration named it")) for vmid, leak in disks if leak.volume not in named]
+
+    def _listed(self, guests: Sequence[Found]) -> List[Tuple[int, Leak]]:
+        """The disks of these guests' VMIDs on the storages that they use: one listing for each storage, and node where it is local."""
+        shared, online = self._shared(), self.cluster.online()
+        numbers = {found.guest.vmid for found in guests}
+        uses = {(found.guest.node, volume.storage) for found in guests for volume in volumes_of(found.config)}
+        places = {("" if storage in shared else node, storage) for node, storage in uses}
+        found: List[Tuple[int, Leak]] = []
+        for node, storage in sorted(places):
+            asked = node or next(iter(online), "")
+            for item in self._contents(asked, storage, None):
+                if int(item.get("vmid") or 0) in numbers:
+                    found.append((int(item["vmid"]), Leak(str(item["volid"]), asked, "it is still listed")))
+        return found
+
+    def _shared(self) -> Set[str]:
+        """The storages that all nodes share; asked for once, since that does not change under a run."""
+        if self._shared_storages is None:
+            storages = [item for item in self.cluster.resources() if item.get("type") == "storage"]
+            self._shared_storages = {item["storage"] for item in storages if int(item.get("shared") or 0)}
+        return self._shared_storages
 
     def _contents(self, node: str, storage: str, vmid: Optional[int]) -> List[Mapping[str, Any]]:
         params: Dict[str, Any] = {"vmid": vmid} if vmid else {}
@@ -696,6 +762,32 @@ class ProxmoxProvider:
         with self._gates_lock:
             return self._gates.setdefault(name, threading.BoundedSemaphore(width))
 
+    @contextmanager
+    def _turns(self, what: str, storages: Iterable[str], width: int, seconds: float) -> Iterator[None]:
+        """A turn at each of these storages: of this run's for every one, of all runs of the ledger for one that nodes share.
+
+        PVE takes the cluster's lock on a shared storage for each disk that it makes or removes, and gives up after 10 s (pve-storage
+        `PVE/Storage.pm` vdisk_clone, vdisk_free; pve-cluster `PVE/Cluster.pm` cfs_lock). Raises DeadlineError after `seconds`.
+        """
+        shared = self._shared()
+        with ExitStack() as stack:
+            for storage in sorted(storages):
+                stack.enter_context(self._gate((what, storage), width if storage in shared else PER_STORAGE))
+                if self.journal and storage in shared:
+                    stack.enter_context(self.journal.turn(f"{REALM} {what} on storage {storage}", width, seconds))
+            yield
+
+    def _patiently(self, act: Callable[[], T], is_undone: Callable[[], bool]) -> T:
+        """Act; again, after a pause, where PVE's task ended for want of a lock and nothing was done. Raises BusyError in the end."""
+        for pause in BUSY_PAUSES:
+            try:
+                return act()
+            except BusyError:
+                time.sleep(pause * random.uniform(0.5, 1.5))
+                if not is_undone():
+                    raise
+        return act()
+
     def _width(self, instances: Sequence[Instance]) -> int:
         return PER_NODE * max(1, len(Counter(item.host for item in instances)))
 
@@ -715,12 +807,45 @@ class ProxmoxProvider:
     def _fine(self, upid: Any, doing: str, seconds: float) -> None:
         status = self._ended(upid, doing, seconds)
         if status:
-            raise RefusedError(doing, f"PVE says: {status}", remedy_of(status))
+            raise refused_task(doing, status)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A disk that was left over: its whole volume id, a node that has its storage, and why it was not removed."""
+
+    volume: str
+    node: str
+    why: str
+
+
+def left_behind(leaks: Iterable[Leak]) -> RefusedError:
+    """One error that names each disk once, with the first that was said of it, and the command that removes it."""
+    known: Dict[str, Leak] = {}
+    for leak in leaks:
+        known.setdefault(leak.volume, leak)
+    disks = [known[volume] for volume in sorted(known)]
+    words = "; ".join(f"{leak.volume} on node {leak.node} ({leak.why})" for leak in disks)
+    commands = "; ".join(f"pvesm free {leak.volume}" for leak in disks if ":" in leak.volume)
+    remedy = "The instances are gone, these disks are not. As root, on that node" + (f": {commands}" if commands else ", see that task")
+    return RefusedError("destroying", f"PVE did not remove {words}", remedy)
+
+
+class BusyError(RefusedError):
+    """A task of PVE's ended for want of a lock that something else held, and has done nothing."""
+
+
+def refused_task(doing: str, said: str, guest: Optional[Guest] = None) -> RefusedError:
+    """What a task of PVE's ended with, in its own words."""
+    kind = BusyError if BUSY.search(said) else RefusedError
+    return kind(doing, f"PVE says: {said}", remedy_of(said, guest))
 
 
 def remedy_of(said: str, guest: Optional[Guest] = None) -> str:
     if guest and "is locked" in said:
         return f"Wait for the task that holds it; if none does, run on node {guest.node}: {guest.unlock}"
+    if BUSY.search(said):
+        return "Something else has that lock again and again: a backup, or other clones there. Run again when it has ended"
     return remedy_for(500, said, "the token")
 
 

@@ -1,0 +1,138 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The Proxmox provider and storages: their locks, what is left on them, what can be seen of them, and what a template brings along."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.phoenix.fleet.plugins.action.instances import _Journal
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import RefusedError
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import proxmox
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
+from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase
+from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import ROLES, TOKEN, USER, CuttingProxy, Served
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxmox, "BUSY_PAUSES", (0.02, 0.05, 0.1, 0.2), raising=False)
+
+
+@pytest.fixture
+def shared(served: Served, make: MakeCase) -> Callable[..., ProxmoxCase]:
+    """Fleets whose one template is on a storage that all nodes share."""
+    served.pve.add_template(9100, "shop-shared", "pve1", "ceph", ide2="ceph:vm-9100-cloudinit,media=cdrom")
+    served.pve.add_container(9110, "shop-ct", "pve1", "ceph")
+    return lambda image="shop-shared", **options: make(image, **{**ADDRESSES, **options})
+
+
+def least_privileged(served: Served, *more: tuple[str, str]) -> None:
+    """The roles of the documentation for the templates on shared storage, and `more`: paths with a privilege each."""
+    names = {"pool": "fleet", "storage": "ceph", "bridge": "vmbr0"}
+    for path, privileges in ROLES.items():
+        for template in (9100, 9110):
+            served.pve.grant(f"{USER}!{TOKEN}", path.format(template=template, **names), *privileges)
+    for path, privilege in more:
+        served.pve.grant(f"{USER}!{TOKEN}", path, privilege)
+
+
+# Locks of a whole cluster
+
+def test_a_clone_that_does_not_get_the_lock_of_its_storage_is_tried_again(shared: Any, served: Served) -> None:
+    case = shared()
+    served.pve.held["ceph"] = 3
+    assert [item.state for item in case.created(2)] == ["running", "running"]
+    assert len([vm for vm in served.pve.vms if not vm.template]) == 2
+    assert served.pve.calls["POST /nodes/{node}/qemu/{vmid}/clone"] == 5
+
+
+def test_a_container_that_does_not_get_the_lock_is_tried_again_and_so_is_its_removal(shared: Any, served: Served) -> None:
+    case = shared("shop-ct", kind="lxc")
+    served.pve.held["ceph"] = 1
+    made = case.created(1)
+    served.pve.held["ceph"] = 1
+    case.provider.destroy(made, 1)
+    assert case.provider.observe(case.fleet) == () and not served.pve.held["ceph"]
+
+
+def test_a_lock_that_is_never_to_be_had_ends_with_the_words_of_pve_and_nothing_made(shared: Any, served: Served) -> None:
+    case = shared()
+    served.pve.held["ceph"] = 100
+    with pytest.raises(RefusedError, match="cfs-lock 'storage-ceph' error: got lock request timeout.*Something else"):
+        case.created(1)
+    assert not [vm for vm in served.pve.vms if not vm.template]
+
+
+def test_disks_that_a_removal_left_over_are_named_with_the_command(shared: Any, served: Served) -> None:
+    case = shared()
+    made = case.created(1)
+    served.pve.held["ceph"] = 1
+    with pytest.raises(RefusedError) as refused:
+        case.provider.destroy(made, 1)
+    volume = f"ceph:vm-{made[0].number}-disk-0"
+    assert volume in str(refused.value) and "got lock request timeout" in str(refused.value)
+    assert f"pvesm free {volume}" in refused.value.remedy
+    assert case.provider.observe(case.fleet) == ()
+
+
+def test_one_fleet_removes_one_at_a_time_from_a_shared_storage(shared: Any, served: Served) -> None:
+    case = shared()
+    served.pve.bears = {"destroy": 1}
+    case.provider.destroy(case.created(8), 1)
+    assert not [name for name in served.pve.storages["ceph"]["volumes"] if name.startswith("vm-100")]
+    assert served.pve.most["destroy", "ceph"] == 1 and served.pve.most["clone", "ceph"] <= 6
+
+
+def test_two_runs_share_the_room_on_a_storage(shared: Any, served: Served, tmp_path: Path) -> None:
+    """Two fleets of one ledger, each in a run of its own: together they clone six at a time, and remove one."""
+    served.pve.bears = {"clone": 6, "destroy": 1}
+    cases = [shared(), shared(vmid_range="200000-200099", addresses=["10.77.1.10-10.77.1.99"], gateway="10.77.1.1")]
+    failed: list[BaseException] = []
+
+    def run(case: ProxmoxCase) -> None:
+        try:
+            ledger = Ledger("", str(tmp_path))
+            lease = ledger.acquire(case.fleet, "tests")
+            case.provider = connect(case.options, _Journal(lease, print))
+            case.provider.destroy(case.created(8), 1)
+            ledger.give_back(lease)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(case,)) for case in cases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failed
+    assert served.pve.most["clone", "ceph"] <= 6 and served.pve.most["destroy", "ceph"] == 1
+
+
+def test_what_a_removal_left_over_is_found_when_its_answer_is_lost(shared: Any, served: Served) -> None:
+    with CuttingProxy(served) as proxy:
+        case = shared(api_port=proxy.port)
+        made = case.created(1)
+        served.pve.held["ceph"] = 1
+        proxy.cut.append(("DELETE", f"/{made[0].number}$"))
+        with pytest.raises(RefusedError, match=f"ceph:vm-{made[0].number}-disk-0.*got lock request timeout"):
+            case.provider.destroy(made, 1)
+
+
+def test_a_disk_that_a_failed_clone_left_is_found_when_its_guest_is_removed(shared: Any, served: Served) -> None:
+    """Under the documented role its owner must still be there to be seen."""
+    least_privileged(served)
+    case = shared()
+    made = case.created(1)
+    stray = f"vm-{made[0].number}-disk-7"
+    served.pve.storages["ceph"]["volumes"][stray] = {"content": "images", "size": 1, "vmid": made[0].number, "format": "raw"}
+    with pytest.raises(RefusedError, match=f"ceph:{stray} on node pve.*pvesm free ceph:{stray}"):
+        case.provider.destroy(made, 1)
+    assert case.provider.observe(case.fleet) == ()
