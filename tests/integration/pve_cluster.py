@@ -79,6 +79,7 @@ class Cluster(FakePve):
         self.at_once: Counter[tuple[str, str]] = Counter()
         self.most: Counter[tuple[str, str]] = Counter()
         self.onto: dict[int, str] = {}
+        self.zones: dict[str, str] = {}
 
     def _record(self, request: Any, body: bytes) -> None:
         super()._record(request, body)
@@ -160,11 +161,17 @@ class Cluster(FakePve):
             super()._qm_free(volid)
 
     async def _qm_clone(self, v: Any, user: str) -> Any:
-        """As PVE: a clone has a cloud-init drive of its own, and local disks stay on their node."""
+        """As PVE (qemu-server `PVE/API2/Qemu.pm` clone_vm, check_storage_access_clone): a clone has a cloud-init drive of its own, a VM
+        with any drive on local storage, a CD-ROM as well, stays on its node, and the template's bridges need SDN.Use, whatever follows.
+        """
         source = self.find(v["node"], v["vmid"])
         target = v.get("target")
-        local = [key for key in source.config if re.match(r"(scsi|virtio)\d", key)
-                 and not self.storages[str(source.config[key]).partition(":")[0]].get("shared")]
+        files = [str(value).partition(",")[0] for key, value in source.config.items() if re.match(r"(ide|sata|scsi|virtio)\d+$", key)]
+        if "cdrom" in files:
+            self.require(user, "/", "Sys.Console")
+        local = [file for file in files if ":" in file and not self.storages[file.partition(":")[0]].get("shared")]
+        for key in nics_in(source.config):
+            self._check_bridge(user, source.config[key])
         if target and target != v["node"] and local:
             raise PveError(500, f"can't clone VM to node '{target}' (VM uses local storage)")
         if v.get("storage"):
@@ -175,6 +182,46 @@ class Cluster(FakePve):
             if "cloudinit" in str(value):
                 made.config[key] = str(value).replace(f"vm-{v['vmid']}-", f"vm-{v['newid']}-")
         return upid
+
+    def _check_bridge(self, user: str, net: str) -> None:
+        """As PVE (pve-guest-common `PVE/GuestHelpers.pm` check_vnet_access): of a VLAN its own path is asked for, else the bridge's."""
+        fields = dict(part.partition("=")[::2] for part in str(net).split(","))
+        tags = [fields["tag"]] if fields.get("tag") else []
+        tags += [tag for tag in fields.get("trunks", "").split(";") if tag]
+        for tag in tags or [""]:
+            place = f"/sdn/zones/{self.zones.get(fields['bridge'], 'localnetwork')}/{fields['bridge']}"
+            self.require(user, f"{place}/{tag}" if tag else place, "SDN.Use")
+
+    async def _apply_config(self, vm: Any, user: str, p: Any) -> None:
+        """As PVE (qemu-server `PVE/API2/Qemu.pm` update_vm_api): the bridges of network devices that come and go are asked for, and no
+        VM gets less memory than its balloon has at least.
+        """
+        deleted = str(p.get("delete") or "").split(",")
+        for key in nics_in({**p, **dict.fromkeys(deleted)}):
+            for config in (p, vm.config):
+                if config.get(key):
+                    self._check_bridge(user, config[key])
+        if p.get("memory") or "balloon" in p:
+            least = int(p.get("balloon", vm.config.get("balloon") or 0))
+            if least > int(p.get("memory") or vm.config["memory"]):
+                raise PveError(500, "balloon value too large (must be smaller than assigned memory)")
+        await super()._apply_config(vm, user, p)
+
+    async def _lxc_config_get(self, user: str, v: Any) -> Any:
+        """As PVE (pve-guest-common `PVE/AbstractConfig.pm` set_lock): a lock is a line of the configuration, and in its digest."""
+        answer, lock = dict(await super()._lxc_config_get(user, v)), self.guest(int(v["vmid"])).lock
+        return {**answer, "lock": lock, "digest": answer["digest"][:-4] + lock} if lock else answer
+
+    async def _lxc_clone(self, user: str, v: Any) -> Any:
+        """As PVE (pve-storage `PVE/Storage/Plugin.pm` volume_has_feature): what file storages clone are qcow2 volumes, of no use for
+        containers.
+        """
+        config = self.guest(int(v["vmid"])).config
+        for key in config:
+            name = str(config[key]).partition(":")[0]
+            if re.match(r"(rootfs|mp\d+)$", key) and not v.get("full") and self.storages[name]["type"] in ("dir", "nfs", "cifs", "cephfs"):
+                raise PveError(500, f"Linked clone feature for '{str(config[key]).partition(',')[0]}' is not available")
+        return await super()._lxc_clone(user, v)
 
     async def _lxc_interfaces(self, user: str, v: Any) -> Any:
         """As PVE: a container that runs has the address that it got by DHCP."""
@@ -397,6 +444,10 @@ class Guests:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def nics_in(config: Any) -> list[str]:
+    return [key for key in config if re.match(r"net\d+$", key)]
 
 
 def starved(storage: str) -> str:

@@ -136,3 +136,88 @@ def test_a_disk_that_a_failed_clone_left_is_found_when_its_guest_is_removed(shar
     with pytest.raises(RefusedError, match=f"ceph:{stray} on node pve.*pvesm free ceph:{stray}"):
         case.provider.destroy(made, 1)
     assert case.provider.observe(case.fleet) == ()
+
+
+# What a template brings along
+
+def refused(case: ProxmoxCase, words: str, size: int = 2) -> None:
+    planned = case.planned(size)
+    with pytest.raises(RefusedError, match=words):
+        connect(case.options).preflight(planned, case.blueprint)
+
+
+@pytest.mark.parametrize(("drive", "words"), [
+    ({"ide3": "local:iso/debian.iso,media=cdrom"}, "ide3.*local:iso/debian.iso.*qm set 9100 --delete ide3"),
+    ({"ide2": "local-zfs:vm-9100-cloudinit,media=cdrom"}, "ide2.*qm set 9100 --delete ide2.*qm set 9100 --ide2 STORAGE:cloudinit"),
+])
+def test_a_cd_rom_on_local_storage_keeps_clones_on_its_node(shared: Any, served: Served, drive: dict[str, str], words: str) -> None:
+    case = shared()
+    served.pve.vm(9100).config.update(drive)
+    refused(case, f"node pve2: template 9100 on node pve1.*{words}")
+    case = shared(nodes=["pve1"])
+    assert {item.host for item in case.created(2)} == {"pve1"}
+
+
+def test_a_cd_rom_of_a_node_itself_is_refused(shared: Any, served: Served) -> None:
+    case = shared(nodes=["pve1"])
+    served.pve.vm(9100).config["ide3"] = "cdrom,media=cdrom"
+    refused(case, "ide3 is that node's own CD-ROM.*qm set 9100 --delete ide3")
+
+
+@pytest.mark.parametrize("kind", ["dir", "nfs"])
+def test_linked_clones_of_containers_need_a_storage_of_volumes(shared: Any, served: Served, kind: str) -> None:
+    case = shared("shop-ct", kind="lxc")
+    served.pve.storages["ceph"]["type"] = kind
+    refused(case, f"storage ceph: linked clones of containers cannot be made on one of type {kind}.*fleet_proxmox.clone to full")
+    case = shared("shop-ct", kind="lxc", clone="full")
+    assert len(case.created(2)) == 2
+
+
+def test_a_containers_template_is_the_same_image_while_somebody_clones_it(shared: Any, served: Served) -> None:
+    served.pve.ct(9110).config["description"] = "The golden image"
+    before = shared("shop-ct", kind="lxc").blueprint.image
+    served.pve.ct(9110).lock = "disk"
+    case = shared("shop-ct", kind="lxc")
+    assert case.blueprint.image == before
+    case.provider.preflight(case.planned(1), case.blueprint)
+    served.pve.ct(9110).config["memory"] = 4096
+    assert shared("shop-ct", kind="lxc").blueprint.image != before
+
+
+def test_what_is_set_is_all_there_is_of_it(shared: Any, served: Served) -> None:
+    """A user who sets memory, cores and networks gets these, and nothing of the template's beside them."""
+    served.pve.vm(9100).config.update({
+        "balloon": 4096, "memory": 8192, "sockets": 2, "vcpus": 3, "net1": "virtio=BC:24:11:00:00:02,bridge=vmbr1",
+        "ipconfig1": "ip=10.9.9.9/24"})
+    case = shared(memory="1g", cores=2, networks=["vmbr0"])
+    config = case.guest(case.created(1)[0]).config
+    assert {key: str(config.get(key)) for key in ("memory", "balloon", "cores", "sockets")} == {
+        "memory": "1024", "balloon": "1024", "cores": "2", "sockets": "1"}
+    assert not {"net1", "ipconfig1", "vcpus"} & set(config)
+
+
+def test_a_container_has_the_networks_that_are_set_and_no_others(shared: Any, served: Served) -> None:
+    served.pve.ct(9110).config["net1"] = "name=eth1,bridge=vmbr1,ip=10.9.9.9/24,type=veth"
+    case = shared("shop-ct", kind="lxc", networks=["vmbr0"])
+    assert "net1" not in case.guest(case.created(1)[0]).config
+
+
+def test_an_address_that_every_instance_would_inherit_is_refused(shared: Any, served: Served) -> None:
+    served.pve.vm(9100).config.update({"net1": "virtio=BC:24:11:00:00:02,bridge=vmbr1", "ipconfig1": "ip=10.9.9.9/24"})
+    served.pve.ct(9110).config["net1"] = "name=eth1,bridge=vmbr1,ip=dhcp,ip6=2001:db8::1/64,type=veth"
+    refused(shared(), "its ipconfig1 gives every instance the address 10.9.9.9/24.*qm set 9100 --delete ipconfig1", 1)
+    refused(shared("shop-ct", kind="lxc"), "its net1 gives every instance the address 2001:db8::1/64.*networks", 1)
+    shared(networks=["vmbr0"]).created(1)
+
+
+def test_the_templates_bridges_are_asked_for_and_of_a_vlan_its_own_path(shared: Any, served: Served) -> None:
+    """A clone asks for them although `networks` replaces them (qemu-server `PVE/API2/Qemu.pm` clone_vm)."""
+    least_privileged(served)
+    for who in served.pve.acl or {}:
+        served.pve.acl[who] = [entry for entry in served.pve.acl[who] if not entry[0].startswith("/sdn")]
+    case = shared(networks=[{"bridge": "vmbr1", "vlan": 7}])
+    refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vmbr0", 1)
+    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/localnetwork/vmbr0", "SDN.Use")
+    refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vmbr1/7", 1)
+    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/localnetwork/vmbr1/7", "SDN.Use")
+    assert case.guest(case.created(1)[0]).config["net0"] == "virtio,bridge=vmbr1,tag=7"

@@ -29,6 +29,8 @@ DRIVE = re.compile(r"^(ide[0-3]|sata[0-5]|scsi\d+|virtio\d+|efidisk0|tpmstate0|r
 UNITS = {"": 1, "K": 1024, "M": 1024 ** 2, "G": 1024 ** 3, "T": 1024 ** 4}
 # Storages on which PVE can make linked clones (facts: volume_has_feature in the storage plugins).
 LINKABLE = ("dir", "nfs", "cifs", "cephfs", "glusterfs", "btrfs", "zfspool", "zfs", "rbd", "lvmthin")
+# Those whose linked clones are qcow2 files, which no container can use (pve-storage `PVE/Storage/Plugin.pm` clone_image).
+CLONED_AS_FILES = ("dir", "nfs", "cifs", "cephfs", "glusterfs")
 MAKING = ("clone", "create")
 
 
@@ -147,19 +149,25 @@ def options_in(value: Any) -> Dict[str, str]:
     return dict(part.partition("=")[::2] for part in str(value or "").split(",") if "=" in part)
 
 
-def volumes_of(config: Mapping[str, Any]) -> List[Volume]:
-    """The disks of a guest, without its CD-ROMs, but with its cloud-init drive."""
+def drives_of(config: Mapping[str, Any]) -> List[Volume]:
+    """All that a guest has on storages: its disks, its cloud-init drive, and the images in its CD-ROM drives."""
     found = []
     for key, value in config.items():
         first = str(value).partition(",")[0]
-        options = options_in(value)
-        if not DRIVE.match(key) or ":" not in first or first.startswith("/"):
-            continue
-        storage, _colon, name = first.partition(":")
-        if options.get("media") == "cdrom" and "cloudinit" not in name and not re.search(r"\bvm-\d+-", name):
-            continue
-        found.append(Volume(key, storage, name, bytes_in(options.get("size", ""))))
+        if DRIVE.match(key) and ":" in first and not first.startswith("/"):
+            storage, _colon, name = first.partition(":")
+            found.append(Volume(key, storage, name, bytes_in(options_in(value).get("size", ""))))
     return sorted(found, key=lambda item: item.key)
+
+
+def is_cdrom(config: Mapping[str, Any], drive: Volume) -> bool:
+    return options_in(config[drive.key]).get("media") == "cdrom"
+
+
+def volumes_of(config: Mapping[str, Any]) -> List[Volume]:
+    """The disks of a guest, without its CD-ROMs, but with its cloud-init drive."""
+    return [item for item in drives_of(config)
+            if not is_cdrom(config, item) or "cloudinit" in item.name or re.search(r"\bvm-\d+-", item.name)]
 
 
 def has_cloudinit(config: Mapping[str, Any]) -> bool:
@@ -188,9 +196,43 @@ def macs_of(config: Mapping[str, Any]) -> List[str]:
     return [match.group(1).lower() for match in found if match]
 
 
-def bridges_of(config: Mapping[str, Any]) -> List[str]:
-    found = (options_in(value).get("bridge", "") for key, value in config.items() if re.match(r"^net\d+$", key))
-    return sorted({bridge for bridge in found if bridge})
+def nics_of(config: Mapping[str, Any]) -> List[Dict[str, str]]:
+    """The fields of a guest's network devices."""
+    return [options_in(value) for key, value in sorted(config.items()) if re.match(r"^net\d+$", key)]
+
+
+def network_paths(nics: Iterable[Mapping[str, str]]) -> List[str]:
+    """What a user of these devices needs SDN.Use on: their VLANs, and where one has none its bridge. Of a bridge's zone see `_places`.
+
+    pve-guest-common `PVE/GuestHelpers.pm` check_vnet_access.
+    """
+    found = set()
+    for nic in nics:
+        tags = [nic["tag"]] if nic.get("tag") else []
+        for trunk in filter(None, nic.get("trunks", "").split(";")):
+            first, _dash, last = trunk.partition("-")
+            tags += [str(tag) for tag in range(int(first), int(last or first) + 1)]
+        if nic.get("bridge"):
+            place = f"/sdn/zones/localnetwork/{nic['bridge']}"
+            found |= {f"{place}/{tag}" for tag in tags} or {place}
+    return sorted(found)
+
+
+def surplus_nics(config: Mapping[str, Any], options: Mapping[str, Any]) -> List[str]:
+    """What `networks` takes away: the template's further network devices, and what cloud-init would make of them."""
+    networks = options.get("networks")
+    keys = (re.match(r"^(?:net|ipconfig)(\d+)$", key) for key in config)
+    return sorted(match.group() for match in keys if match and int(match.group(1)) >= len(networks)) if networks else []
+
+
+def fixed_addresses(config: Mapping[str, Any], options: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    """The addresses that every clone would inherit, by the settings that give them: none where the definition sets them anew."""
+    replaced = {"ipconfig0", *surplus_nics(config, options), *(f"net{index}" for index, _nic in enumerate(options.get("networks") or []))}
+    if options["addresses"] != AGENT:
+        replaced.add("net0")
+    settings = [(key, options_in(value)) for key, value in sorted(config.items()) if re.match(r"^(net|ipconfig)\d+$", key)]
+    return [(key, fields[name]) for key, fields in settings if key not in replaced
+            for name in ("ip", "ip6") if fields.get(name, "dhcp") not in ("dhcp", "auto", "manual")]
 
 
 def addresses_of(config: Mapping[str, Any]) -> List[str]:
@@ -205,9 +247,10 @@ def template_in(guest: Guest, config: Mapping[str, Any]) -> Template:
     if stated:
         digest = stated.group(1)
     else:
-        known = [guest.vmid, options_in(config.get("smbios1")).get("uuid"), options_in(config.get("meta")).get("ctime")]
+        known: List[Any] = [guest.vmid, options_in(config.get("smbios1")).get("uuid"), options_in(config.get("meta")).get("ctime")]
         if guest.kind == "lxc":
-            known.append(config.get("digest"))  # a container has no UUID: then every change to it counts
+            # A container has no UUID: then every change to it counts, but for the lock that a clone sets while it copies.
+            known.append(sorted((key, str(value)) for key, value in config.items() if key not in ("lock", "digest")))
         disks = [(item.key, item.storage, item.name) for item in volumes_of(config)]
         digest = "sha256:" + hashlib.sha256(json.dumps([known, disks]).encode()).hexdigest()
     return Template(guest, f"{guest.name}@{digest}", bool(stated), config)
@@ -240,10 +283,16 @@ def config_params(
         "description": description, "tags": ";".join(sorted({TAG, f"{TAG}.{instance.fleet}", *options.get("tags", [])})),
         "protection": 0, "onboot": 1, "digest": config["digest"],
     }
+    delete = surplus_nics(config, options)
     if options.get("cores"):
         params["cores"] = options["cores"]
+        if "sockets" in config:
+            params["sockets"] = 1
+        delete += ["vcpus"] if "vcpus" in config else []
     if options.get("memory"):
         params["memory"] = options["memory"] // 1024 ** 2
+        if int(config.get("balloon") or 0):
+            params["balloon"] = params["memory"]  # all of it is the instance's own, as without the template's setting
     if options.get("nameserver"):
         params["nameserver"] = " ".join(options["nameserver"])
     fixed = ""
@@ -256,7 +305,7 @@ def config_params(
             kept = options_in(params.get("net0") or config.get("net0"))
             kept = {key: value for key, value in kept.items() if key not in ("ip", "gw", "ip6", "gw6")}
             params["net0"] = ",".join([*(f"{key}={value}" for key, value in kept.items()), f"ip={fixed}"])
-        return params
+        return {**params, "delete": ",".join(delete)} if delete else params
     if has_cloudinit(config):
         # By default cloud-init upgrades all packages at the first boot: two instances of one image would differ.
         params["ciupgrade"] = 0
@@ -267,9 +316,8 @@ def config_params(
             params["sshkeys"] = quote("\n".join(options["ssh_keys"]), safe="")
     if options["facts"]:
         params["smbios1"] = _with_facts(config.get("smbios1"), facts)
-    if "cicustom" in config:
-        params["delete"] = "cicustom"
-    return params
+    delete += ["cicustom"] if "cicustom" in config else []
+    return {**params, "delete": ",".join(delete)} if delete else params
 
 
 def _with_facts(smbios: Any, facts: Mapping[str, str]) -> str:

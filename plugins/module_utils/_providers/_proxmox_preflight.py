@@ -14,7 +14,20 @@ from typing import Any, Dict, Iterable, List, Mapping, Sequence, Set, Tuple
 from .._errors import RefusedError
 from .._model import Instance
 from ._options import AGENT
-from ._proxmox_guest import LINKABLE, Template, bridges_of, has_cloudinit, root_of
+from ._proxmox_guest import (
+    CLONED_AS_FILES,
+    LINKABLE,
+    Template,
+    Volume,
+    drives_of,
+    fixed_addresses,
+    has_cloudinit,
+    is_cdrom,
+    network_paths,
+    nics_of,
+    options_in,
+    root_of,
+)
 
 Missing = Tuple[str, str, str]
 """What, why it will not do, and the remedy."""
@@ -36,23 +49,47 @@ def source_of(
 ) -> Template:
     """The replica that an instance is cloned from: the one on its node, else one on shared storage. Raises RefusedError where none will do.
 
-    A clone to another node needs all disks of the template, and those of the clone, on shared storage (facts: clone_vm).
+    A clone to another node needs all drives of the template, CD-ROMs as well, and those of the clone on shared storage (qemu-server
+    `PVE/API2/Qemu.pm` check_storage_access_clone).
     """
     for template in templates:
         if template.guest.node == instance.host:
             return template
     online = {item["node"] for item in resources if item.get("type") == "node" and item.get("status") == "online"}
     for template in templates:
-        names = {volume.storage for volume in template.volumes} | ({options["storage"]} if options.get("storage") else set())
-        if template.guest.node in online and all(
-            int(storages.get((template.guest.node, name), {}).get("shared") or 0) and (instance.host, name) in storages for name in names
-        ):
+        node = template.guest.node
+        disks = {volume.storage for volume in template.volumes} | ({options["storage"]} if options.get("storage") else set())
+        local = {name for name in disks if not _is_shared(storages, node, name) or (instance.host, name) not in storages}
+        drives = [drive for drive in drives_of(template.config) if drive.storage in local or not _is_shared(storages, node, drive.storage)]
+        if node in online and not local and not drives:
             return template
+        if node in online and drives and all(is_cdrom(template.config, drive) for drive in drives):
+            raise _kept_by_cdroms(instance, template, drives)
     have = ", ".join(sorted(item.guest.node for item in templates))
     name = templates[0].guest.name
     raise RefusedError(
         f"{instance.name}: node {instance.host}", f"it has no replica of template {name}, which is on local storage of {have}",
         f"Put one there with the same phoenix.fleet.image in its description, use shared storage, or set fleet_proxmox.nodes to {have}",
+    )
+
+
+def _is_shared(storages: Storages, node: str, name: str) -> bool:
+    return bool(int(storages.get((node, name), {}).get("shared") or 0))
+
+
+def _kept_by_cdroms(instance: Instance, template: Template, drives: Sequence[Volume]) -> RefusedError:
+    """A template whose disks are on shared storage, and something in a CD-ROM drive is not."""
+    guest = template.guest
+    what = ", ".join(f"its {drive.key} ({drive.storage}:{drive.name})" for drive in drives)
+    commands = []
+    for drive in drives:
+        commands.append(f"qm set {guest.vmid} --delete {drive.key}")
+        if "cloudinit" in drive.name:
+            commands.append(f"qm set {guest.vmid} --{drive.key} STORAGE:cloudinit, with a storage that the nodes share")
+    return RefusedError(
+        f"{instance.name}: node {instance.host}",
+        f"template {guest.vmid} on node {guest.node} cannot be cloned to there: {what} is on storage that is not shared, or not seen",
+        f"Run on node {guest.node}: {'; '.join(commands)}",
     )
 
 
@@ -66,6 +103,14 @@ def of_templates(templates: Iterable[Template], options: Mapping[str, Any]) -> L
         if config.get("hookscript"):
             words = "it has a hookscript, which every instance would inherit, and only root can take away"
             missing.append((what, words, f"Run on that node: {command} set {guest.vmid} --delete hookscript"))
+        for key, value in sorted(config.items()):
+            if str(value).partition(",")[0] == "cdrom" and options_in(value).get("media") == "cdrom":
+                words = f"its {key} is that node's own CD-ROM drive, and nobody without Sys.Console on / may clone that"
+                missing.append((what, words, f"Run on that node: {command} set {guest.vmid} --delete {key}"))
+        for key, address in fixed_addresses(config, options):
+            remedy = f"{command} set {guest.vmid} --delete {key}" if key.startswith("ip") else "ip=dhcp or manual in the template"
+            words = f"its {key} gives every instance the address {address}"
+            missing.append((what, words, f"Take it away there ({remedy}), or set fleet_proxmox.networks"))
         if config.get("lock"):
             words = f"it is locked ({config['lock']})"
             remedy = f"Wait for the task that holds it; if none does, run on that node: {command} unlock {guest.vmid}"
@@ -114,8 +159,10 @@ def of_storages(pairs: Sequence[Tuple[Instance, Template]], storages: Storages, 
             place = ("" if shared else instance.host, name)
             needs[place] = needs.get(place, 0) + (volume.size if options["clone"] == "full" else 0)
             kind = storages.get((instance.host, name), {}).get("plugintype")
-            if options["clone"] == "linked" and kind and kind not in LINKABLE and "cloudinit" not in volume.name:
-                words = f"linked clones cannot be made on one of type {kind}"
+            container = template.guest.kind == "lxc"
+            useless = kind not in LINKABLE or (container and kind in CLONED_AS_FILES)
+            if options["clone"] == "linked" and kind and useless and "cloudinit" not in volume.name:
+                words = f"linked clones{' of containers' if container else ''} cannot be made on one of type {kind}"
                 missing.append((f"storage {name}", words, "Set fleet_proxmox.clone to full"))
     for (node, name), need in sorted(needs.items()):
         entries = [item for (there, storage), item in storages.items() if storage == name and (not node or there == node)]
@@ -154,9 +201,10 @@ def privileges(templates: Sequence[Template], options: Mapping[str, Any]) -> Dic
         needed[f"/vms/{template.guest.vmid}"] = ["VM.Clone", "VM.Audit"]
         for volume in template.volumes:
             needed[f"/storage/{options.get('storage') or volume.storage}"] = ["Datastore.AllocateSpace"]
-        bridges = [item["bridge"] for item in options.get("networks") or []] or bridges_of(template.config)
-        for bridge in bridges:
-            needed[f"/sdn/zones/localnetwork/{bridge}"] = ["SDN.Use"]
+        # A clone asks for the template's bridges, also where `networks` replaces them (qemu-server `PVE/API2/Qemu.pm` clone_vm).
+        wanted = [{"bridge": item["bridge"], "tag": str(item.get("vlan") or "")} for item in options.get("networks") or []]
+        for path in network_paths([*nics_of(template.config), *wanted]):
+            needed[path] = ["SDN.Use"]
     return needed
 
 
@@ -180,7 +228,7 @@ def _places(held: Mapping[str, Any], path: str) -> Set[str]:
     if not path.startswith("/sdn/zones/"):
         return {path}
     zones = {"localnetwork", *(place.split("/")[3] for place in held if place.startswith("/sdn/zones/"))}
-    return {f"/sdn/zones/{zone}/{path.rpartition('/')[2]}" for zone in zones}
+    return {f"/sdn/zones/{zone}/{path.split('/', 4)[4]}" for zone in zones}
 
 
 def _held(held: Mapping[str, Mapping[str, Any]], path: str) -> Set[str]:
