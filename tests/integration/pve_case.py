@@ -84,6 +84,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_proxmox_api, "POLL", (0.01, 0.2))
     monkeypatch.setattr(proxmox, "BETWEEN", 0.05)
     monkeypatch.setattr(proxmox, "APART", 0.2)
+    monkeypatch.setattr(proxmox, "ZFS_SETTLES", 0.0)
     monkeypatch.setattr(proxmox, "TELLING", 5.0)
 
 

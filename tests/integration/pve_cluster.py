@@ -36,6 +36,7 @@ GIB = 1024**3
 IMAGE = "sha256:" + "5" * 64
 USER, TOKEN, SECRET = "fleet@pve", "ci", "correct-horse-7"
 T = TypeVar("T")
+UNTOLD = ("zfspool", "rbd", "lvmthin")
 STARVED: ContextVar[str] = ContextVar("STARVED", default="")
 """The shared storage whose lock the task at hand does not get in time."""
 
@@ -145,6 +146,17 @@ class Cluster(FakePve):
                     self.at_once[kind, name] -= 1
 
         return await super().task(node, ttype, tid, user, locked, vm=vm, lock=lock, log=log)
+
+    def _item(self, name: str, volname: str, vol: Any) -> Any:
+        """As PVE (pve-storage `PVE/Storage/ZFSPoolPlugin.pm`, `RBDPlugin.pm`, `LvmThinPlugin.pm`, each list_images): no used size."""
+        item = super()._item(name, volname, vol)
+        return {key: value for key, value in item.items() if key != "used" or self.storages[name]["type"] not in UNTOLD}
+
+    async def _content_info(self, v: Any, user: str) -> Any:
+        """As PVE (the same, volume_size_info): ZFS and RBD tell it when they are asked for one volume, LVM-thin never does."""
+        answer = await super()._content_info(v, user)
+        told = self.storages[v["storage"]]["type"] != "lvmthin"
+        return {**answer, "used": answer["used"] + 4096 if told else 0}
 
     def _qm_alloc(self, sid: str, *args: Any, **more: Any) -> Any:
         if STARVED.get() == sid:

@@ -117,6 +117,7 @@ def test_two_runs_share_the_room_on_a_storage(shared: Any, served: Served, tmp_p
 
 
 def test_what_a_removal_left_over_is_found_when_its_answer_is_lost(shared: Any, served: Served) -> None:
+    least_privileged(served)
     with CuttingProxy(served) as proxy:
         case = shared(api_port=proxy.port)
         made = case.created(1)
@@ -221,3 +222,64 @@ def test_the_templates_bridges_are_asked_for_and_of_a_vlan_its_own_path(shared: 
     refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vmbr1/7", 1)
     served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/localnetwork/vmbr1/7", "SDN.Use")
     assert case.guest(case.created(1)[0]).config["net0"] == "virtio,bridge=vmbr1,tag=7"
+
+
+# What can be seen
+
+class Watched:
+    """A fleet with a lease on a ledger, whose words are kept."""
+
+    def __init__(self, case: ProxmoxCase, folder: Path) -> None:
+        self.said: list[str] = []
+        lease = Ledger("", str(folder)).acquire(case.fleet, "tests")
+        self.provider = connect(case.options, _Journal(lease, self.said.append))
+
+
+def started_by_root(served: Served, guest: Any) -> None:
+    """Somebody else starts it, and stops it again; by a process with a lower id than any before."""
+    served.pve._pids = iter(range(1, 100))
+
+    async def nothing() -> None:
+        pass
+
+    served.do(lambda: served.pve.task(guest.node, "qmstart", guest.vmid, "root@pam", nothing))
+
+
+@pytest.mark.parametrize("kind", ["zfspool", "rbd"])
+def test_what_was_written_to_a_standby_shows_in_the_size_of_its_disk(shared: Any, served: Served, kind: str) -> None:
+    """Their listings do not tell it, and the volume itself does; under the documented role."""
+    least_privileged(served)
+    served.pve.storages["ceph"]["type"] = kind
+    case = shared()
+    made = case.created(1)
+    case.provider.stop(made, 1)
+    before = case.provider.seals(made)
+    assert before and case.provider.seals(made) == before
+    case.alter(made[0])
+    assert case.provider.seals(made) != before
+
+
+@pytest.mark.parametrize("kind", ["lvmthin", "rbd"])
+def test_that_a_start_by_somebody_else_cannot_be_seen_is_told(shared: Any, served: Served, kind: str, tmp_path: Path) -> None:
+    least_privileged(served)
+    served.pve.storages["ceph"]["type"] = kind
+    case = shared(nodes=["pve1"])
+    made = case.created(1)
+    watched = Watched(case, tmp_path)
+    watched.provider.stop(made, 1)
+    before = watched.provider.seals(made)
+    assert f"{made[0].name}" in watched.said[-1] and "Sys.Audit on /nodes/pve1" in watched.said[-1] and "ceph" in watched.said[-1]
+    started_by_root(served, case.guest(made[0]))
+    assert watched.provider.seals(made) == before
+
+
+def test_who_may_see_all_tasks_of_a_node_sees_every_start(shared: Any, served: Served, tmp_path: Path) -> None:
+    least_privileged(served, ("/nodes", "Sys.Audit"))
+    served.pve.storages["ceph"]["type"] = "lvmthin"
+    case = shared(nodes=["pve1"])
+    made = case.created(1)
+    watched = Watched(case, tmp_path)
+    watched.provider.stop(made, 1)
+    before = watched.provider.seals(made)
+    started_by_root(served, case.guest(made[0]))
+    assert watched.provider.seals(made) != before and not watched.said

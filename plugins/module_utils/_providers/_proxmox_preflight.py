@@ -214,7 +214,7 @@ def of_permissions(
     """The privileges that are missing. held is what /access/permissions answers: what holds at each path that has an entry."""
     missing: List[Missing] = []
     for path, names in privileges(templates, options).items():
-        have: Set[str] = set().union(*(_held(held, place) for place in _places(held, path)))
+        have: Set[str] = set().union(*(held_at(held, place) for place in _places(held, path)))
         lacks = [name for name in names if not set(name.split("|")) & have]
         if lacks:
             command = f"pveum acl modify {path} --{'tokens' if '!' in who else 'users'} '{who}' --roles ROLE"
@@ -231,7 +231,7 @@ def _places(held: Mapping[str, Any], path: str) -> Set[str]:
     return {f"/sdn/zones/{zone}/{path.split('/', 4)[4]}" for zone in zones}
 
 
-def _held(held: Mapping[str, Mapping[str, Any]], path: str) -> Set[str]:
+def held_at(held: Mapping[str, Mapping[str, Any]], path: str) -> Set[str]:
     """The privileges at a path: those of its nearest ancestor that has an entry, if they are passed down."""
     at = path
     while True:

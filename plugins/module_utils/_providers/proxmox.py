@@ -40,11 +40,13 @@ from ._proxmox_guest import (
     TAG,
     Guest,
     Template,
+    Volume,
     addresses_of,
     clone_params,
     config_params,
     described,
     instance_in,
+    is_cdrom,
     macs_of,
     root_of,
     told_by_agent,
@@ -52,12 +54,13 @@ from ._proxmox_guest import (
     volumes_of,
 )
 from ._proxmox_options import IMAGE, OPTIONS, band_of, mistakes, ranges_of, settle, shape
-from ._proxmox_preflight import Missing, free_memory, of_nodes, of_permissions, of_storages, of_templates, source_of
+from ._proxmox_preflight import Missing, free_memory, held_at, of_nodes, of_permissions, of_storages, of_templates, source_of
 from .base import Blueprint, Journal, Permit, leave_started, unconditional
 
 __all__ = ["IMAGE", "OPTIONS", "ProxmoxProvider", "connect", "mistakes", "settle", "shape"]
 
 T = TypeVar("T")
+LEFT = re.compile(r"(?:Could not remove disk|failed to get path and owner of volume) '([^']+)'[^:]*: *(.*)")
 REALM = "proxmox"
 """What all nodes share, of whatever cluster: a VMID or an address of one fleet is no other fleet's of the same ledger."""
 
@@ -79,6 +82,9 @@ STARTING, ENDING = 300.0, 300.0
 
 TELLING, BETWEEN = 300.0, 3.0
 """Seconds in which an instance has to tell its address, and between two questions: an agent that is not up yet keeps a worker for 3 s."""
+
+ZFS_SETTLES = 6.0
+"""Seconds after which ZFS counts what was written last: it does so with each group of transactions, every 5 s."""
 
 LOOKING, APART = 40.0, 2.0
 """Seconds to look for what a call without an answer has done, longer than PVE itself waits for an answer (30), and between two looks."""
@@ -183,26 +189,55 @@ class ProxmoxProvider:
         return found
 
     def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
-        """Two questions for each that is stopped, and one for each of its disks.
+        """A few questions for each that is stopped, and for each of its disks.
 
-        A start leaves a task behind, and a guest that runs writes to its disks: their used size. A start by somebody else, whose tasks the
-        token may not see, is told by the disks alone.
+        A start leaves a task behind, which all see who have Sys.Audit on the node, and others if it was theirs (pve-manager
+        `PVE/API2/Tasks.pm`). A guest that runs writes to its disks: the listing of a storage of files tells that, ZFS where it is asked for
+        one volume, RBD in steps of 4 MiB, and LVM-thin never. Where a start by somebody else cannot be seen for certain, that is said.
         """
         stopped = [item for item in self._own(instances) if item.guest.status != "running"]
+        held = self.api.ask("asking for permissions", "access/permissions") if stopped else {}
+        storages = [item for item in self.cluster.resources() if item.get("type") == "storage"]
+        kinds = {(item["node"], item["storage"]): str(item.get("plugintype")) for item in storages}
+        blind: List[Found] = []
 
         def seal(item: Found) -> Tuple[str, str]:
             guest = item.guest
             tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, limit=50) or []
-            starts = sorted(task["upid"] for task in tasks if str(task.get("type", "")).endswith("start"))
-            disks = []
-            for volume in volumes_of(item.config):
-                content = self._contents(guest.node, volume.storage, guest.vmid)
-                disks += [[entry.get(key) for key in ("volid", "size", "used", "ctime")] for entry in content
-                          if entry.get("volid") == f"{volume.storage}:{volume.name}"]
-            known = json.dumps([item.id, item.config.get("digest"), starts[-1:], sorted(disks)])
-            return str(guest.name), hashlib.sha256(known.encode()).hexdigest()
+            begun = [(int(task["starttime"]), task["upid"]) for task in tasks if str(task.get("type", "")).endswith("start")]
+            latest = max(begun, default=(0, ""))[0]
+            volumes = volumes_of(item.config)
+            if any(kinds.get((guest.node, volume.storage), "").startswith("zfs") for volume in volumes):
+                ended = max((int(task.get("endtime") or 0) for task in tasks), default=0)
+                time.sleep(min(max(ended + ZFS_SETTLES - time.time(), 0.0), ZFS_SETTLES))
+            disks = [disk for volume in volumes for disk in self._disk(item, volume)]
+            certain = {f"{volume.storage}:{volume.name}" for volume in volumes if kinds.get((guest.node, volume.storage)) != "rbd"}
+            if "Sys.Audit" not in held_at(held, f"/nodes/{guest.node}") and not any(disk[2] and disk[0] in certain for disk in disks):
+                blind.append(item)
+            known = [item.id, item.config.get("digest"), sorted(upid for when, upid in begun if when == latest), sorted(disks, key=str)]
+            return str(guest.name), hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
-        return dict(each(seal, stopped))
+        seals = dict(each(seal, stopped))
+        if blind and self.journal:
+            names = ", ".join(sorted(item.guest.name for item in blind))
+            silent = ", ".join(sorted({volume.storage for item in blind for volume in volumes_of(item.config)}))
+            nodes = " and ".join(sorted({f"/nodes/{item.guest.node}" for item in blind}))
+            words = f"storage {silent} does not tell, and {self.api.who} has no Sys.Audit on {nodes}"
+            self.journal.say(f"{names}: whether somebody else starts it meanwhile is unknown: {words}")
+        return seals
+
+    def _disk(self, item: Found, volume: Volume) -> List[List[Any]]:
+        """A disk's volume id, size, used size and time of change, as far as they are told; none where it cannot be seen."""
+        guest = item.guest
+        volid = f"{volume.storage}:{volume.name}"
+        listed = [entry for entry in self._contents(guest.node, volume.storage, guest.vmid) if entry.get("volid") == volid]
+        used = listed[0].get("used") if listed else None
+        if listed and not used and not is_cdrom(item.config, volume):
+            try:
+                used = self.api.ask(f"asking for {volid}", f"nodes/{guest.node}/storage/{volume.storage}/content/{volid}").get("used")
+            except (RefusedError, UnreachableError):
+                used = None
+        return [[volid, entry.get("size"), used, entry.get("ctime")] for entry in listed]
 
     def remove_images(self, images: Sequence[Image]) -> Tuple[str, ...]:
         return ()
@@ -588,7 +623,7 @@ class ProxmoxProvider:
 
     def _leaks_in(self, upid: str, guest: Guest) -> List[Leak]:
         """The disks that a removal could not remove, by its log (qemu-server `PVE/QemuServer.pm` destroy_vm)."""
-        found = (re.search(r"Could not remove disk '([^']+)'[^:]*: *(.*)", line) for line in self.api.tasks.last_lines(upid, 500))
+        found = (LEFT.search(line) for line in self.api.tasks.last_lines(upid, 500))
         return [Leak(match.group(1), guest.node, match.group(2)) for match in found if match]
 
     def _told_of_removal(self, guest: Guest) -> List[Leak]:
