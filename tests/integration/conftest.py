@@ -58,3 +58,14 @@ def site(make_site: Callable[..., Site], images: str) -> Site:
     site = make_site("web")
     site.fleet("web", fleet_image=f"{images}:v1")
     return site
+
+
+@pytest.fixture
+def second(site: Site, tmp_path: Path) -> Iterator[HAProxyProcess]:
+    """Another HAProxy, which the site's fleet has as balancer lb2."""
+    haproxy = HAProxyProcess(tmp_path / "second", backends=("web",))
+    haproxy.start()
+    site.balancers["lb2"] = haproxy.hostvars
+    site.fleet("web")
+    yield haproxy
+    haproxy.stop()

@@ -19,17 +19,6 @@ from ansible_collections.phoenix.fleet.tests.load import Load
 
 
 @pytest.fixture
-def second(site: Site, tmp_path: Path) -> Iterator[HAProxyProcess]:
-    """Another HAProxy, which the site's fleet has as balancer lb2."""
-    haproxy = HAProxyProcess(tmp_path / "second", backends=("web",))
-    haproxy.start()
-    site.balancers["lb2"] = haproxy.hostvars
-    site.fleet("web")
-    yield haproxy
-    haproxy.stop()
-
-
-@pytest.fixture
 def ssh(tmp_path: Path) -> Iterator[Dict[str, Any]]:
     """The connection variables of this machine by way of an sshd of the test's own, on loopback."""
     for key in ("host", "user"):

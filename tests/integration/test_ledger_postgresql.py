@@ -29,6 +29,7 @@ from ansible_collections.phoenix.fleet.plugins.plugin_utils._executor import gua
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._process import Process
 from ansible_collections.phoenix.fleet.tests.contract import ledger_contract as contract
+from ansible_collections.phoenix.fleet.tests.integration.fleet_site import ROOT
 from ansible_collections.phoenix.fleet.tests.integration.postgresql_server import Server
 
 
@@ -151,7 +152,7 @@ def test_a_row_that_another_keeps_locked(place: contract.Place, monkeypatch: pyt
 
 
 def test_a_backup_is_the_ledger_again(server: Server, place: contract.Place, tmp_path: Path) -> None:
-    page = (contract.ROOT / "docs/ledger.md").read_text()
+    page = (ROOT / "docs/ledger.md").read_text()
     (dump,) = re.findall(r"^pg_dump .*", page, re.MULTILINE)
     (restore,) = re.findall(r"`(psql .*?)`", page)
     ledger = Ledger(*place)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import ROOT, Site
+from ansible_collections.phoenix.fleet.tests.integration.haproxy_process import HAProxyProcess
+from ansible_collections.phoenix.fleet.tests.load import Load
 
 
 def back_up(state: Path, to: Path) -> None:
@@ -23,7 +25,7 @@ def back_up(state: Path, to: Path) -> None:
     subprocess.run(command.replace("backup.sqlite3", str(to)), shell=True, check=True)
 
 
-def test_two_copies_of_a_ledger(site: Site, images: str, tmp_path: Path) -> None:
+def test_two_copies_of_a_ledger_and_two_balancers(site: Site, images: str, second: HAProxyProcess, tmp_path: Path) -> None:
     name, new, old = site.name("web"), site.folder / "state", site.folder / "restored"
     site.release(release_image=f"{images}:v1")
     back_up(new, tmp_path / "backup.sqlite3")
@@ -38,8 +40,10 @@ def test_two_copies_of_a_ledger(site: Site, images: str, tmp_path: Path) -> None
         run = site.play(verb)
         assert run.code and "It is an old copy: use the newest" in run.output and "fleet_adopt" in run.output, run.output
         assert site.service() == before
-    run = site.play("heal", fleet_adopt=True)
+    with Load(site.haproxy.url("web") + "/", rate=50) as one, Load(second.url("web") + "/", rate=50) as two:
+        run = site.play("heal", fleet_adopt=True)
     assert run.code == 0 and "takes over r2" in run.output, run.output
+    assert one.result["failed"] == 0 and two.result["failed"] == 0
     assert site.versions("web") == {"v2"} and site.running("web") == ["r2-1", "r2-2"]
     adopted, given_up = Ledger("", str(old)), Ledger("", str(new)).history(name)
     history = adopted.history(name)
@@ -58,5 +62,5 @@ def test_two_copies_of_a_ledger(site: Site, images: str, tmp_path: Path) -> None
 
     site.fleet("web", fleet_state_dir=str(old))
     site.release(release_image=f"{images}:v1")
-    assert site.versions("web") == {"v1"}
+    assert site.versions("web") == {"v1"} and list(site.haproxy.servers()) == list(second.servers()) != []
     assert sorted(site.running("web")) == ["r3-1", "r3-2"]

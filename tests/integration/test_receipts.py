@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
@@ -19,15 +17,10 @@ from ansible_collections.phoenix.fleet.tests.load import Load
 
 
 @pytest.fixture
-def second(site: Site, tmp_path: Path) -> Iterator[HAProxyProcess]:
-    """Another HAProxy, which the site's fleet has as balancer lb2, and v1 behind both."""
-    haproxy = HAProxyProcess(tmp_path / "second", backends=("web",))
-    haproxy.start()
-    site.balancers["lb2"] = haproxy.hostvars
-    site.fleet("web")
+def second(site: Site, second: HAProxyProcess) -> HAProxyProcess:
+    """v1 behind both balancers."""
     site.release()
-    yield haproxy
-    haproxy.stop()
+    return second
 
 
 def registrations(site: Site) -> dict[tuple[str, str], str]:
