@@ -121,7 +121,15 @@ def agents(served: Served) -> None:
 
 
 def granted(served: Served, without: str = "") -> None:
-    """The roles of the documentation, and nothing else."""
+    """The roles of the documentation, and nothing else, for the token and its user, on every template that there is."""
     for path, names in ROLES.items():
-        for real in (path.format(template=vmid, pool="fleet", storage="local-zfs", bridge="vmbr0") for vmid in (9001, 9002)):
-            served.pve.grant(f"{USER}!{TOKEN}", real, *(names - {without}))
+        places = {path.format(template=vm.vmid, pool="fleet", storage=storage, bridge="vmbr0")
+                  for vm in [*served.pve.vms, *served.pve.cts] if vm.template for storage in ("local-zfs", "ceph")}
+        for real in places:
+            grant(served, real, *(names - {without}))
+
+
+def grant(served: Served, path: str, *privileges: str) -> None:
+    """To the token and to its user: privilege separation takes both."""
+    for who in (USER, f"{USER}!{TOKEN}"):
+        served.pve.grant(who, path, *privileges)

@@ -27,7 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fakepve import FakePve, FakeVm, schema
+from ansible_collections.phoenix.fleet.tests.integration.pve_access import Access
+from fakepve import FakeVm, schema
 from fakepve.certs import make_cert
 from fakepve.model import PveError, TaskError
 
@@ -64,7 +65,7 @@ def published_schemas() -> dict[str, schema.Schema]:
 SCHEMAS = published_schemas()
 
 
-class Cluster(FakePve):
+class Cluster(Access):
     """The cluster's state, and what was asked of it. wrong holds every request that the schema does not allow."""
 
     def __init__(self) -> None:

@@ -22,13 +22,11 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.base import Blueprint
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
 from ansible_collections.phoenix.fleet.tests.contract.provider_contract import ProviderContract
-from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase, agents, granted
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase, agents, grant, granted
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import (
     GIB,
     IMAGE,
     ROLES,
-    TOKEN,
-    USER,
     CuttingProxy,
     Served,
     certificate,
@@ -247,6 +245,7 @@ def test_a_stuck_lock_is_told_with_the_command_and_left_alone(make: MakeCase, se
 
 
 def test_a_clone_that_a_killed_run_has_left_to_the_cluster_is_waited_for(make: MakeCase, served: Served) -> None:
+    """By who may see more than the pool: a token of the documented roles does not see it yet (test_proxmox_api.py)."""
     case = make(**ADDRESSES)
     planned = case.planned(1)[0]
     served.pve.time_scale = 1
@@ -265,6 +264,7 @@ def test_a_clone_that_a_killed_run_has_left_to_the_cluster_is_waited_for(make: M
 
 
 def test_what_a_killed_run_has_left_half_made_is_completed_by_the_same_creation(make: MakeCase, served: Served) -> None:
+    granted(served)
     case = make(**ADDRESSES)
     planned = case.planned(1)
     served.pve.fail("PUT", "/config", 500, "broken", times=1)
@@ -327,6 +327,7 @@ def test_a_disk_that_is_still_listed_is_reported(make: MakeCase, served: Served)
 
 
 def test_a_lock_that_is_held_for_a_moment_is_waited_for(make: MakeCase, served: Served) -> None:
+    granted(served)
     case = make(**ADDRESSES)
     served.pve.fail("POST", "/clone", 500, "can't lock file '/var/lock/qemu-server/lock-9001.conf' - got timeout", times=1)
     assert case.created(1)[0].state == "running"
@@ -360,6 +361,7 @@ CUTS = [
 @pytest.mark.parametrize("way", ["cut", "drop"])
 @pytest.mark.parametrize("call", CUTS, ids=" ".join)
 def test_a_creation_survives_a_lost_answer_and_makes_nothing_twice(make: MakeCase, served: Served, call: Any, way: str) -> None:
+    granted(served)
     with CuttingProxy(served) as proxy:
         case = make(**ADDRESSES, api_port=proxy.port)
         getattr(proxy, way).append(call)
@@ -372,6 +374,7 @@ def test_a_creation_survives_a_lost_answer_and_makes_nothing_twice(make: MakeCas
 @pytest.mark.parametrize("way", ["cut", "drop"])
 @pytest.mark.parametrize("call", [("POST", "/status/shutdown$"), ("DELETE", "/100000$"), ("PUT", "/config$")], ids=" ".join)
 def test_stopping_and_destroying_survive_a_lost_answer(make: MakeCase, served: Served, call: Any, way: str) -> None:
+    granted(served)
     with CuttingProxy(served) as proxy:
         case = make(**ADDRESSES, api_port=proxy.port)
         made = case.created(2)
@@ -384,6 +387,7 @@ def test_stopping_and_destroying_survive_a_lost_answer(make: MakeCase, served: S
 
 def test_a_clone_told_twice_is_known_by_its_nonce(make: MakeCase, served: Served) -> None:
     """The first call arrives late, when the second one is told: the cluster makes one guest, and it is ours."""
+    granted(served)
     with CuttingProxy(served) as proxy:
         case = make(**ADDRESSES, api_port=proxy.port)
         proxy.cut += [("POST", "/clone$")]
@@ -395,6 +399,7 @@ def test_a_clone_told_twice_is_known_by_its_nonce(make: MakeCase, served: Served
 
 def test_somebody_elses_instance_under_our_number_is_not_taken_for_ours(make: MakeCase, served: Served) -> None:
     """It comes about while our own call is on its way: the same name, the same marker, and another nonce."""
+    granted(served)
     with CuttingProxy(served) as proxy:
         case = make(**ADDRESSES, api_port=proxy.port)
         planned = case.planned(1)[0]
@@ -415,6 +420,7 @@ def test_somebody_elses_instance_under_our_number_is_not_taken_for_ours(make: Ma
 @pytest.mark.parametrize("act", ["stop", "destroy"])
 def test_whose_a_guest_is_is_read_again_just_before_the_act(make: MakeCase, served: Served, act: str) -> None:
     """It becomes somebody else's after it was listed as ours."""
+    granted(served)
     with CuttingProxy(served) as proxy:
         case = make(**ADDRESSES, api_port=proxy.port)
         item = case.created(1)[0]
@@ -430,6 +436,7 @@ def test_whose_a_guest_is_is_read_again_just_before_the_act(make: MakeCase, serv
 
 @pytest.mark.parametrize("status", [596, 599])
 def test_an_answer_that_the_node_in_between_gives_up_is_an_unknown_outcome(make: MakeCase, served: Served, status: int) -> None:
+    granted(served)
     case = make(**ADDRESSES)
     for method, path in (("POST", "/clone"), ("PUT", "/config"), ("POST", "/status/start")):
         served.pve.fail(method, path, status, "Connection timed out", times=1)
@@ -610,9 +617,9 @@ def test_a_network_of_an_sdn_is_in_a_zone_of_its_own(make: MakeCase, served: Ser
     granted(served, "SDN.Use")
     case = make(**ADDRESSES, networks=["vnet1"])
     refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vnet1")
-    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/blue/vnet2", "SDN.Use")
+    grant(served, "/sdn/zones/blue/vnet2", "SDN.Use")
     refused(case, "lacks SDN.Use")
-    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/green", "SDN.Use")
+    grant(served, "/sdn/zones/green", "SDN.Use")
     case.provider.preflight(case.planned(1), case.blueprint)
 
 

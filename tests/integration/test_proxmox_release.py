@@ -27,6 +27,7 @@ import pytest
 from ansible_collections.phoenix.fleet.tests.faults.command import Command
 from ansible_collections.phoenix.fleet.tests.faults.kills import STEPS
 from ansible_collections.phoenix.fleet.tests.integration.fleet_site import Site
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import granted
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import CuttingProxy, Guests, Served, marker
 from ansible_collections.phoenix.fleet.tests.load import Load
 
@@ -93,6 +94,7 @@ def place(make_site: MakeSite) -> Iterator[Place]:
         for number, digit in ((1, "1"), (2, "2")):
             for node in (1, 2):
                 served.pve.add_template(9000 + 10 * number + node, f"shop-{number}", f"pve{node}", digest="sha256:" + digit * 64)
+        granted(served)
         guests = Guests(served)
         made = Place(make_site("web"), served, proxy, guests)
         made.define()
@@ -177,6 +179,7 @@ def test_runs_that_are_killed_before_each_of_their_tasks_leave_nothing_either(pl
 def test_a_clone_that_goes_on_after_its_run_was_killed_is_known_by_its_task(place: Place) -> None:
     pve, done = place.served.pve, asyncio.Event()
     pve.add_template(9100, "slow", "pve1", "ceph", digest="sha256:" + "9" * 64)
+    granted(place.served)
     pve.time_scale = 1
     pve.ceph_slow(1.0)
 

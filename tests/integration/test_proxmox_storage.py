@@ -17,8 +17,8 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._errors import Refus
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import proxmox
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
-from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase
-from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import ROLES, TOKEN, USER, CuttingProxy, Served
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase, grant
+from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import ROLES, CuttingProxy, Served
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +39,9 @@ def least_privileged(served: Served, *more: tuple[str, str]) -> None:
     names = {"pool": "fleet", "storage": "ceph", "bridge": "vmbr0"}
     for path, privileges in ROLES.items():
         for template in (9100, 9110):
-            served.pve.grant(f"{USER}!{TOKEN}", path.format(template=template, **names), *privileges)
+            grant(served, path.format(template=template, **names), *privileges)
     for path, privilege in more:
-        served.pve.grant(f"{USER}!{TOKEN}", path, privilege)
+        grant(served, path, privilege)
 
 
 # Locks of a whole cluster
@@ -218,9 +218,9 @@ def test_the_templates_bridges_are_asked_for_and_of_a_vlan_its_own_path(shared: 
         served.pve.acl[who] = [entry for entry in served.pve.acl[who] if not entry[0].startswith("/sdn")]
     case = shared(networks=[{"bridge": "vmbr1", "vlan": 7}])
     refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vmbr0", 1)
-    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/localnetwork/vmbr0", "SDN.Use")
+    grant(served, "/sdn/zones/localnetwork/vmbr0", "SDN.Use")
     refused(case, "lacks SDN.Use on /sdn/zones/localnetwork/vmbr1/7", 1)
-    served.pve.grant(f"{USER}!{TOKEN}", "/sdn/zones/localnetwork/vmbr1/7", "SDN.Use")
+    grant(served, "/sdn/zones/localnetwork/vmbr1/7", "SDN.Use")
     assert case.guest(case.created(1)[0]).config["net0"] == "virtio,bridge=vmbr1,tag=7"
 
 

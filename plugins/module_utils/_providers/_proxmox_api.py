@@ -43,6 +43,7 @@ RUNNING = "See that pveproxy and pvedaemon run there"
 UNSENT = (595,)
 UNKNOWN = (596, 597, 598, 599, 502, 504)
 BUSY = re.compile(r"can't lock file|can't acquire lock|cfs-lock '.*' error|got lock (request )?timeout|is locked \(disk\)", re.I)
+HIDDEN = re.compile(r"Permission check failed \(/vms/\d+, ")
 ABSENT = re.compile(r"Configuration file '.*' does not exist|no such (VM|CT)|^(VM|CT) \d+ does not exist", re.I)
 TAKEN = re.compile(r"already exists|File exists", re.I)
 
@@ -59,6 +60,12 @@ class Refusal(RefusedError):
     def absent(self) -> bool:
         """The guest is not there, or not on that node."""
         return bool(ABSENT.search(self.said))
+
+    @property
+    def hidden(self) -> bool:
+        """The guest is not the token's to see. So it is said of every VMID outside of the token's pool, whether there is a guest or not:
+        permissions are checked before anything else (`PVE/HTTPServer.pm`, rest_handler)."""
+        return self.status == 403 and bool(HIDDEN.search(self.said))
 
     @property
     def busy(self) -> bool:

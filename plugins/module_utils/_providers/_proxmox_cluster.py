@@ -15,9 +15,10 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from .._concurrency import each
 from .._errors import RefusedError, UnreachableError
 from .._model import Image
-from ._proxmox_api import Api
+from ._proxmox_api import Api, Refusal
 from ._proxmox_guest import MAKING, TAG, Guest, Template, guest_in, identity, marker_in, template_in
 from ._proxmox_options import band_of
+from ._proxmox_preflight import held_at
 
 FRESH = 3.0
 """Seconds for which one look at the cluster serves several questions of one task."""
@@ -48,9 +49,10 @@ class Cluster:
         self.options = options
         self._seen: Tuple[float, List[Found]] = (0.0, [])
         self._known: Tuple[float, List[Mapping[str, Any]]] = (0.0, [])
+        self._held: Tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
 
     def forget(self) -> None:
-        self._seen, self._known = (0.0, []), (0.0, [])
+        self._seen, self._known, self._held = (0.0, []), (0.0, []), (0.0, {})
 
     def resources(self) -> List[Mapping[str, Any]]:
         """Nodes, storages and guests of the whole cluster, by one question."""
@@ -126,12 +128,34 @@ class Cluster:
                 break
         return found
 
+    def permissions(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the token may do, by path: what it holds and its user holds as well."""
+        when, held = self._held
+        if not held or time.monotonic() - when > FRESH:
+            held = dict(self.api.ask("asking for permissions", "access/permissions") or {})
+            self._held = (time.monotonic(), held)
+        return held
+
     def look(self, guest: Guest) -> Optional[Found]:
-        """One guest as it is now; None where it is not on that node."""
-        config = self.api.maybe(f"looking at {guest.words}", f"{guest.path}/config")
+        """One guest as it is now; None where it is not on that node, or is none of ours.
+
+        A guest is in the pool from the end of its clone (`PVE/API2/Qemu.pm` clone_vm) to the middle of its removal (destroy_vm), and before
+        and after that a token that may see the pool alone is told that it lacks permission. So it is where nothing is at all.
+        """
+        try:
+            config = self.api.maybe(f"looking at {guest.words}", f"{guest.path}/config")
+        except Refusal as error:
+            if not error.hidden or not self._sees_the_pool(guest):
+                raise
+            config = None
         if config is None:
             return None
         return Found(replace(guest, lock=str(config.get("lock") or "")), config, marker_in(config))
+
+    def _sees_the_pool(self, guest: Guest) -> bool:
+        """Whether a guest with one of our VMIDs could be seen if it were in our pool. If not, a privilege is missing, and not the guest."""
+        band, pool = band_of(self.options), self.options.get("pool")
+        return bool(pool) and band[0] <= guest.vmid <= band[1] and "VM.Audit" in held_at(self.permissions(), f"/pool/{pool}")
 
     def same(self, found: Found) -> Optional[Found]:
         """The very guest once more, read just before something is done to it; None where it vanished, or its VMID is another's now."""

@@ -86,6 +86,10 @@ TELLING, BETWEEN = 300.0, 3.0
 ZFS_SETTLES = 6.0
 """Seconds after which ZFS counts what was written last: it does so with each group of transactions, every 5 s."""
 
+CLONE = "clone:"
+"""With this begins what the journal keeps before a clone is told, since its UPID may never come: the node and VMID of the template follow,
+the clone's VMID, and its nonce."""
+
 LOOKING, APART = 40.0, 2.0
 """Seconds to look for what a call without an answer has done, longer than PVE itself waits for an answer (30), and between two looks."""
 
@@ -111,6 +115,8 @@ class ProxmoxProvider:
         self._gates: Dict[Tuple[str, ...], threading.BoundedSemaphore] = {}
         self._gates_lock = threading.Lock()
         self._shared_storages: Optional[Set[str]] = None
+        self._answered: Set[str] = set()
+        """The tasks of this run whose UPID came: what such a task works at is no riddle."""
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -162,17 +168,26 @@ class ProxmoxProvider:
         return tuple(sorted([*instances, *self._out_of_reach(fleet)], key=lambda item: (item.release, item.slot, item.host)))
 
     def _outlast(self, tasks: Mapping[str, str]) -> None:
-        """Wait until these tasks have ended: what a killed run began goes on without it. What an offline node was at is over."""
-        nodes = sorted({upid.split(":")[1] for upid in tasks} & set(self.cluster.online())) if tasks else []
+        """Wait until these tasks have ended: what a killed run began goes on without it. What an offline node was at is over.
+
+        A clone that was told and not answered has no UPID. It is one of its template's clones that is under way, and until it has ended
+        nobody but the cluster sees what it makes.
+        """
+        nodes = sorted({name.split(":")[1] for name in tasks} & set(self.cluster.online())) if tasks else []
         listings = each(lambda node: self.api.ask("listing tasks", f"nodes/{node}/tasks", source="active", limit=1000) or [], nodes)
-        busy = [task["upid"] for listing in listings for task in listing if task["upid"] in tasks and not task.get("endtime")]
+        busy = {task["upid"]: task for listing in listings for task in listing if not task.get("endtime")}
+        waits = {upid: doing for upid, doing in tasks.items() if upid in busy}
+        answered = {doing for name, doing in tasks.items() if not name.startswith(CLONE)}
+        for name, doing in tasks.items():
+            if name.startswith(CLONE) and doing not in answered:
+                waits.update({upid: doing for upid, task in busy.items() if upid not in tasks and clones(task, *name.split(":")[1:3])})
 
         def outlast(upid: str) -> None:
             if self.journal:
-                self.journal.say(f"waits for what a former run began: {tasks[upid]}, task {upid}")
-            self.api.tasks.wait(upid, tasks[upid], max(CLONING.values()))
+                self.journal.say(f"waits for what a former run began: {waits[upid]}, task {upid}")
+            self.api.tasks.wait(upid, waits[upid], max(CLONING.values()))
 
-        each(outlast, busy)
+        each(outlast, waits)
 
     def _out_of_reach(self, fleet: str) -> List[Instance]:
         """What was ours by its tag on nodes that are offline. Nothing can be done to it before the node is back."""
@@ -280,7 +295,7 @@ class ProxmoxProvider:
         sources = [source_of(item, templates, resources, storages, options) for item in instances]
         missing = [*of_templates(dict.fromkeys(sources), options), *of_nodes(instances, resources, options)]
         missing += of_storages(list(zip(instances, sources)), storages, options)
-        missing += of_permissions(self.api.ask("asking for permissions", "access/permissions"), self.api.who, sources, options)
+        missing += of_permissions(self.cluster.permissions(), self.api.who, sources, options)
         missing += self._missing_pool(options) + self._missing_quorum()
         if missing:
             missing = list(dict.fromkeys(missing))
@@ -367,6 +382,9 @@ class ProxmoxProvider:
             gates.append((("template", str(source.vmid)), 1))  # PVE locks a container's template for the whole copy
         places = [replace(source, vmid=item.number, node=node) for node in {source.node, item.host}]
 
+        if self.journal:
+            self.journal.began(f"{CLONE}{source.node}:{source.vmid}:{item.number}:{nonce}", doing)
+
         def clone() -> Found:
             with self._turns("clones", [target], PER_STORAGE, CLONING[options["clone"]]), ExitStack() as stack:
                 for name, width in gates:
@@ -376,12 +394,14 @@ class ProxmoxProvider:
         return self._patiently(clone, lambda: all(self.cluster.look(place) is None for place in places))
 
     def _clone(self, doing: str, item: Instance, source: Guest, params: Mapping[str, Any], nonce: str, seconds: float) -> Found:
+        died = ""
         for attempt in (1, 2):
             try:
                 upid = self.api.tell(doing, "post", f"{source.path}/clone", **params)
                 self._fine(upid, doing, seconds)
                 break
-            except UnknownOutcomeError:
+            except UnknownOutcomeError as error:
+                died = error.cause if isinstance(error, DiedError) else died
                 found = self._appeared(item, source, nonce, seconds)
                 if found is not None:
                     return found
@@ -393,6 +413,9 @@ class ProxmoxProvider:
                     raise
                 # Taken by what an earlier call of ours has made, whose answer got lost? Only its nonce tells.
                 found = self._appeared(item, source, nonce, seconds)
+                if found is None and died:
+                    words = f"its task was ended from outside ({died}), and what it left keeps the number"
+                    raise RefusedError(doing, words, remains(replace(source, vmid=item.number))) from None
                 if found is None:
                     remedy = "Somebody else has it: run again for the next one, or set fleet_proxmox.vmid_range to a range of its own"
                     raise RefusedError(error.what, error.cause, remedy) from None
@@ -408,6 +431,7 @@ class ProxmoxProvider:
         began = time.monotonic()
         guest = replace(source, vmid=item.number, node=item.host, name=item.name, template=False)
         while True:
+            busy = self._is_cloning(source)  # asked first: what ends now is seen by the look that follows
             found = self.cluster.look(guest) or (self.cluster.look(replace(guest, node=source.node)) if source.node != item.host else None)
             if found and found.marker and found.marker[NONCE] != nonce:
                 return None
@@ -416,20 +440,20 @@ class ProxmoxProvider:
             if found and found.guest.lock not in MAKING and not found.marker:
                 return None
             passed = time.monotonic() - began
-            busy = found is not None or self._is_cloning(source)
-            if passed > (seconds if busy else APART):
+            if passed > (seconds if busy else LOOKING if found else APART):
                 if found is not None:
                     raise DeadlineError(
-                        f"{item.name}: {found.guest.words}", f"it is locked ({found.guest.lock}) for more than {seconds:.0f} s",
+                        f"{item.name}: {found.guest.words}", f"it is locked ({found.guest.lock}) for more than {passed:.0f} s",
                         f"If no task works on it, run on node {found.guest.node}: {found.guest.unlock}",
                     )
                 return None
             time.sleep(min(APART, 0.2 + passed / 4))
 
     def _is_cloning(self, source: Guest) -> bool:
-        """Whether a clone of that template is under way. Its task bears the template's number and not the clone's (facts: UPID)."""
+        """Whether a clone of that template is under way that may be the one whose answer got lost."""
         tasks = self.api.ask("listing tasks", f"nodes/{source.node}/tasks", source="active", vmid=source.vmid, limit=100) or []
-        return any(str(task.get("type")) in ("qmclone", "vzclone") and not task.get("endtime") for task in tasks)
+        unknown = [task for task in tasks if task["upid"] not in self._answered and not task.get("endtime")]
+        return any(clones(task, source.node, source.vmid) for task in unknown)
 
     def _configured(self, item: Instance, found: Found, options: Mapping[str, Any], blueprint: Blueprint, created: str) -> Found:
         guest = found.guest
@@ -485,7 +509,12 @@ class ProxmoxProvider:
         """running or stopped, now; after a call without an answer, once nothing more happens to it."""
         began = time.monotonic()
         while True:
-            state = self.api.ask(f"looking at {guest.words}", f"{guest.path}/status/current")
+            try:
+                state = self.api.ask(f"looking at {guest.words}", f"{guest.path}/status/current")
+            except Refusal as error:
+                if (error.hidden or error.absent) and self.cluster.look(guest) is None:
+                    raise RefusedError(guest.words, "it vanished", "See who removes guests there, then run again") from None
+                raise
             tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source="active", vmid=guest.vmid, limit=20) or []
             if not any(not task.get("endtime") for task in tasks) or time.monotonic() - began > LOOKING:
                 return str(state.get("status"))
@@ -610,14 +639,20 @@ class ProxmoxProvider:
                 status = self._ended(upid, doing, ENDING, warnings=True)
             except (UnknownOutcomeError, Refusal) as error:
                 if self._gone_or_idle(found) is None:
-                    return self._told_of_removal(guest)
+                    upid = self._task_of(guest, "destroy", "all")
+                    status = self.api.tasks.wait(upid, doing, ENDING) if upid else "OK"
+                    if is_fine(status):
+                        return self._told_of_removal(guest)
+                    raise RefusedError(doing, f"PVE says: {status}", remains(guest)) from None
                 if attempt == 2 or not isinstance(error, UnknownOutcomeError):
                     raise
                 continue
             if status.startswith("WARNINGS"):
                 return self._leaks_in(upid, guest) or [Leak("something", guest.node, f"{guest.words}, task {upid}: {status}")]
             if status:
-                raise refused_task(doing, status, guest)
+                failed = refused_task(doing, status, guest)
+                failed.remedy = failed.remedy or (remains(guest) if self.cluster.same(found) is None else "")
+                raise failed
             return []
         return []
 
@@ -637,13 +672,20 @@ class ProxmoxProvider:
         return [leak for upid in seen for leak in self._leaks_in(upid, guest)]
 
     def _gone_or_idle(self, found: Found) -> Optional[Found]:
-        """The guest, once no task works on it any more; None when it is gone."""
+        """The guest, once no task of ours removes it any more; None when it is gone, or out of sight."""
         began = time.monotonic()
         while True:
+            busy = self._task_of(found.guest, "destroy", "active")
             now = self.cluster.same(found)
-            if now is None or now.guest.lock != "destroyed" or time.monotonic() - began > ENDING:
+            if not busy and (now is None or now.guest.lock != "destroyed") or time.monotonic() - began > ENDING:
                 return now
             time.sleep(0.5)
+
+    def _task_of(self, guest: Guest, kind: str, source: str) -> str:
+        """The UPID of the newest task of that kind on a guest, among those that are active, or all. Its VMID was never another's."""
+        tasks = self.api.ask("listing tasks", f"nodes/{guest.node}/tasks", source=source, vmid=guest.vmid, limit=50) or []
+        found = [task for task in tasks if str(task.get("type", "")).endswith(kind) and (source == "all" or not task.get("endtime"))]
+        return str(max(found, key=lambda task: task.get("starttime") or 0)["upid"]) if found else ""
 
     def _left_over(self, gone: Sequence[Found]) -> List[Leak]:
         """The disks of these guests that a listing still shows: one listing for each storage.
@@ -787,7 +829,7 @@ class ProxmoxProvider:
             if "No QEMU guest agent configured" in error.said:
                 remedy = "Set its agent option in the template: qm set TEMPLATE --agent 1; or give fixed fleet_proxmox.addresses"
                 raise RefusedError(guest.words, f"PVE says: {error.said}", remedy) from None
-            if error.status == 403:
+            if error.status == 403 and self.cluster.look(guest) is not None:
                 raise
             return "", error.said
 
@@ -830,13 +872,14 @@ class ProxmoxProvider:
         """What a task ended with, empty where that is fine. warnings: those are told too."""
         if not isinstance(upid, str) or not upid.startswith("UPID:"):
             return ""  # older versions do it at once, and answer nothing
+        self._answered.add(upid)
         try:
             if self.journal:
                 self.journal.began(upid, doing)
         finally:
             status = self.api.tasks.wait(upid, doing, seconds)
         if status.startswith(("unexpected status", "unable to")):
-            raise UnknownOutcomeError(doing, f"PVE says: {status}", f"See the log of task {upid}")
+            raise DiedError(doing, f"PVE says: {status}", f"See the log of task {upid}")
         return "" if is_fine(status) and not (warnings and status != "OK") else status
 
     def _fine(self, upid: Any, doing: str, seconds: float) -> None:
@@ -874,6 +917,22 @@ def refused_task(doing: str, said: str, guest: Optional[Guest] = None) -> Refuse
     """What a task of PVE's ended with, in its own words."""
     kind = BusyError if BUSY.search(said) else RefusedError
     return kind(doing, f"PVE says: {said}", remedy_of(said, guest))
+
+
+class DiedError(UnknownOutcomeError):
+    """A task's worker is gone without a last word: the node was restarted, or somebody killed it."""
+
+
+def clones(task: Mapping[str, Any], node: str, vmid: Any) -> bool:
+    """Whether a task makes clones of that template. It bears the template's number and not the clone's (facts: UPID)."""
+    return str(task.get("type")) in ("qmclone", "vzclone") and task.get("node") == node and str(task.get("id")) == str(vmid)
+
+
+def remains(guest: Guest) -> str:
+    """How a person takes away what a token cannot even see, since it is not in the pool, or no longer."""
+    command = "qm" if guest.kind == "qemu" else "pct"
+    words = f"run on node {guest.node}: {command} unlock {guest.vmid}; {command} destroy {guest.vmid} --purge"
+    return f"It may be outside of the pool, where the token cannot see it. If no task works on it, {words}"
 
 
 def remedy_of(said: str, guest: Optional[Guest] = None) -> str:

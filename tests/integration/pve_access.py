@@ -1,0 +1,83 @@
+# Copyright (c) 2026, The phoenix.fleet founders
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a fake Proxmox VE cluster lets whom do and see, as PVE's sources have it. fakepve allows more, and tells more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fakepve import FakePve, server, shapes
+from fakepve.model import PveError, TaskError
+
+
+class Access(FakePve):
+    """Permissions are those of a token with privilege separation: what it holds and its user holds as well (`PVE/RPCEnvironment.pm`,
+    compile_acl_path), asked for before anything else is looked at (`PVE/HTTPServer.pm`, rest_handler).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ending = 0.0
+        """Seconds for which a guest that is being removed is still there, and its permissions are not."""
+        self.dying = 0
+        """So many of the next clones lose their worker: what was made stays, locked, and outside of the pool."""
+
+    def allowed(self, user: str, path: str, priv: str) -> bool:
+        """What both of them hold, the token and its user; a pool's rights hold for its members alone."""
+        owner = user.split("!")[0]
+        return self.acl is None or owner == "root@pam" or all(self._holds(who, path, priv) for who in {user, owner})
+
+    def _holds(self, who: str, path: str, priv: str) -> bool:
+        kind, _slash, name = path[1:].partition("/")
+        places = [path]
+        if kind == "vms" and name:
+            places += [f"/pool/{pool}" for pool, members in self.pools.items() if int(name) in members]
+        if kind == "storage" and name:
+            places += [f"/pool/{pool}" for pool, known in self.pool_info.items() if name in known["storage"]]
+        return any(
+            priv in privs and (granted == "/" or any(f"{place}/".startswith(f"{granted}/") for place in places))
+            for granted, privs in (self.acl or {}).get(who, []))
+
+    async def _permissions(self, v: Any, user: str) -> Any:
+        """As `PVE/RPCEnvironment.pm`, get_effective_permissions: at the paths of all entries, and at every member of a pool."""
+        if self.acl is None:
+            return await super()._permissions(v, user)
+        paths = {"/", "/access", "/nodes", "/pool", "/sdn", "/storage", "/vms", *(path for held in self.acl.values() for path, _ in held)}
+        paths |= {f"/vms/{vmid}" for members in self.pools.values() for vmid in members}
+        held = {path: {priv: 1 for priv in shapes.PRIVILEGES if self.allowed(user, path, priv)} for path in paths}
+        return {path: privs for path, privs in sorted(held.items()) if privs}
+
+    async def _answer(self, request: Any, handler: Any, generic: Any, path_node: Any) -> Any:
+        """Who may not see a VMID is told nothing else about it, whether it is there or not."""
+        match = self.resolve(request, server.API)
+        info = match and match.methods.get(request.method)
+        if info and self.acl is not None:
+            values = {**await server.params(request), **match.params}
+            try:
+                self.check_permissions(request[server.USER], info.get("permissions"), values, info.get("parameters", {}).get("properties"))
+            except PveError as error:
+                return server.error(error.status, error.message, error.errors)
+        return await super()._answer(request, handler, generic, path_node)
+
+    async def task(self, node: str, ttype: str, tid: Any, user: str, body: Any, *args: Any, **more: Any) -> Any:
+        """A removal takes the guest's permissions away before its configuration (`PVE/API2/Qemu.pm` destroy_vm, `PVE/API2/LXC.pm`)."""
+        async def ended() -> Any:
+            guest = self.guest(int(tid))
+            if self.ending and guest is not None and not guest.lock:
+                self._pool_leave(guest.vmid)
+                self.snapshot_lock(guest.vmid, "destroyed")
+                await self.pause(self.ending)
+                self.unlock(guest.vmid)
+            return await work()
+
+        async def died() -> Any:
+            raise TaskError("unexpected status")
+
+        work, told = body, body
+        if ttype in ("qmdestroy", "vzdestroy"):
+            told = ended
+        elif ttype in ("qmclone", "vzclone") and self.dying:
+            self.dying, told = self.dying - 1, died
+        return await super().task(node, ttype, tid, user, told, *args, **more)
