@@ -75,10 +75,12 @@ options:
     type: str
     choices: [linked, full]
   cores:
-    description: The cores of an instance, by default the template's.
+    description: The cores of an instance, in one socket; by default the template's cores and sockets.
     type: int
   memory:
-    description: The memory of an instance, such as V(2g), by default the template's. With it, a node without room is left out.
+    description:
+      - The memory of an instance, such as V(2g), of which a balloon takes nothing away; by default the template's memory and balloon.
+      - With it, a node without room is left out.
     type: str
   disk:
     description: The size of an instance's first disk, such as V(20g), by default the template's. It can only be larger than that.
@@ -86,6 +88,7 @@ options:
   networks:
     description:
       - The network devices, by default the template's. Each is a bridge, or a mapping of C(bridge), C(vlan), C(model), C(firewall), C(mtu).
+      - The template's further network devices are taken away.
     type: list
     elements: raw
   addresses:

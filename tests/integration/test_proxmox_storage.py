@@ -139,6 +139,14 @@ def test_a_disk_that_a_failed_clone_left_is_found_when_its_guest_is_removed(shar
     assert case.provider.observe(case.fleet) == ()
 
 
+def test_a_storage_that_cannot_be_listed_keeps_nobody_from_removing(shared: Any, served: Served) -> None:
+    case = shared()
+    made = case.created(1)
+    served.pve.storages["ceph"]["active"] = 0
+    case.provider.destroy(made, 1)
+    assert case.provider.observe(case.fleet) == ()
+
+
 # What a template brings along
 
 def refused(case: ProxmoxCase, words: str, size: int = 2) -> None:

@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -707,7 +707,10 @@ class ProxmoxProvider:
         return [(vmid, replace(leak, why="no configuration named it")) for vmid, leak in disks if leak.volume not in named]
 
     def _listed(self, guests: Sequence[Found]) -> List[Tuple[int, Leak]]:
-        """The disks of these guests' VMIDs on the storages that they use: one listing for each storage, and node where it is local."""
+        """The disks of these guests' VMIDs on the storages that they use: one listing for each storage, and node where it is local.
+
+        A storage that cannot be listed keeps nobody from removing guests: their disks there are told by the removal.
+        """
         shared, online = self._shared(), self.cluster.online()
         numbers = {found.guest.vmid for found in guests}
         uses = {(found.guest.node, volume.storage) for found in guests for volume in volumes_of(found.config)}
@@ -715,9 +718,10 @@ class ProxmoxProvider:
         found: List[Tuple[int, Leak]] = []
         for node, storage in sorted(places):
             asked = node or next(iter(online), "")
-            for item in self._contents(asked, storage, None):
-                if int(item.get("vmid") or 0) in numbers:
-                    found.append((int(item["vmid"]), Leak(str(item["volid"]), asked, "it is still listed")))
+            with suppress(RefusedError, UnreachableError):
+                for item in self._contents(asked, storage, None):
+                    if int(item.get("vmid") or 0) in numbers:
+                        found.append((int(item["vmid"]), Leak(str(item["volid"]), asked, "it is still listed")))
         return found
 
     def _shared(self) -> Set[str]:
