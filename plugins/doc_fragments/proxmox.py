@@ -11,10 +11,13 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   api_host:
-    description: A node of the cluster, by a name or an address that its certificate has. Needed.
-    type: str
+    description:
+      - Nodes of the cluster, each by a name or an address that its certificate has, as a list or separated by commas. Needed.
+      - The first that answers is kept for the run. Another one is taken where it does not connect within 5 seconds, or gives no answer.
+    type: list
+    elements: str
   api_port:
-    description: The port of its API, V(8006) by default.
+    description: The port of their API, V(8006) by default.
     type: int
   api_user:
     description: The user with its realm, such as V(fleet@pve). Needed.
@@ -29,10 +32,10 @@ options:
     description: The user's password, where there is no token.
     type: str
   validate_certs:
-    description: Whether the node's certificate has to be valid for O(api_host), V(true) by default.
+    description: Whether a node's certificate has to be valid for its name in O(api_host), V(true) by default.
     type: bool
   ca_path:
-    description: The certificate of the authority that has signed it. On a node it is C(/etc/pve/pve-root-ca.pem).
+    description: The certificate of the authority that has signed theirs. On a node it is C(/etc/pve/pve-root-ca.pem).
     type: path
   pool:
     description: The resource pool that instances are in. A token that has its privileges on this pool alone can touch nothing else.

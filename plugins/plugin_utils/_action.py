@@ -14,12 +14,14 @@ import os
 from functools import cached_property
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
+from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import connection_loader, filter_loader, shell_loader, test_loader
 from ansible.utils.display import Display
 
+from ..module_utils import _run
 from ..module_utils._errors import FleetError, InvalidError
 from ..module_utils._model import Definition, to_dict
 from ..module_utils._providers import docker as _docker  # noqa: F401
@@ -37,6 +39,7 @@ for _loader, _name in ((filter_loader, "default"), (test_loader, "defined")):
 gc.freeze()
 gc.set_threshold(20_000, 50, 50)
 atexit.register(gc.freeze)
+_run.folder = C.DEFAULT_LOCAL_TMP
 
 _WORDS = ("msg", "mistakes", "last_words")
 """What in a result is words, in which an engine, a service or a probe may have quoted a secret."""

@@ -23,6 +23,8 @@ class Access(FakePve):
         """Seconds for which a guest that is being removed is still there, and its permissions are not."""
         self.dying = 0
         """So many of the next clones lose their worker: what was made stays, locked, and outside of the pool."""
+        self.tag_access: dict[str, Any] = {}
+        self.registered_tags: list[str] = []
 
     def allowed(self, user: str, path: str, priv: str) -> bool:
         """What both of them hold, the token and its user; a pool's rights hold for its members alone."""
@@ -60,6 +62,39 @@ class Access(FakePve):
             except PveError as error:
                 return server.error(error.status, error.message, error.errors)
         return await super()._answer(request, handler, generic, path_node)
+
+    def check_permissions(self, user: str, perms: Any, values: Any, declared: Any = None) -> None:
+        """What all may ask is not checked any further (`PVE/RPCEnvironment.pm`, check_api2_permissions)."""
+        if not (user and (perms or {}).get("user") == "all"):
+            super().check_permissions(user, perms, values, declared)
+
+    def _routes_options(self) -> list[tuple[str, str, Any]]:
+        return [("GET", "/cluster/options", self._options)]
+
+    async def _options(self, v: Any, user: str) -> Any:
+        """As `PVE/API2/Cluster.pm`, get_options: everybody sees the tags that they may set, and not who may set any."""
+        seen = {"user-tag-access": self.tag_access, "registered-tags": self.registered_tags} if self.allowed(user, "/", "Sys.Audit") else {}
+        return {**{key: value for key, value in seen.items() if value}, "allowed-tags": sorted(self._allowed_tags(user))}
+
+    def _allowed_tags(self, user: str) -> set[str]:
+        """As `PVE/GuestHelpers.pm` of pve-guest-common, get_allowed_tags, for a user without Sys.Modify on /."""
+        allow = self.tag_access.get("user-allow", "free")
+        allowed = set() if allow == "none" else set(self.tag_access.get("user-allow-list", ()))
+        if allow in ("existing", "free"):
+            seen = (vm for vm in [*self.vms, *self.cts] if self.allowed(user, f"/vms/{vm.vmid}", "VM.Audit"))
+            allowed |= {tag for vm in seen for tag in str(vm.config.get("tags") or "").split(";") if tag}
+        return allowed - set(self.registered_tags)
+
+    async def _apply_config(self, vm: Any, user: str, p: Any) -> None:
+        """As `PVE/API2/Qemu.pm`, update_vm_api: one key after the other is kept, in an order that nobody knows, until `tags` is refused
+        (assert_tag_permissions); what was kept is shown. Here the description comes before the tags, and all else after them."""
+        old, new = ({tag for tag in str(tags or "").split(";") if tag} for tags in (vm.config.get("tags"), p.get("tags")))
+        free, allowed = self.tag_access.get("user-allow", "free") == "free", self._allowed_tags(user)
+        refused = sorted(tag for tag in old ^ new if tag in self.registered_tags or not free and tag not in allowed)
+        if "tags" not in p or not refused or self.allowed(user, "/", "Sys.Modify"):
+            return await super()._apply_config(vm, user, p)
+        await super()._apply_config(vm, user, {key: p[key] for key in ("description", "digest") if key in p})
+        raise PveError(403, f"Permission check failed (/, Sys.Modify for modifying tag '{refused[0]}')")
 
     async def task(self, node: str, ttype: str, tid: Any, user: str, body: Any, *args: Any, **more: Any) -> Any:
         """A removal takes the guest's permissions away before its configuration (`PVE/API2/Qemu.pm` destroy_vm, `PVE/API2/LXC.pm`)."""

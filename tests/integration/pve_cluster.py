@@ -12,7 +12,6 @@ what is left when something fails in between. Where it differs from PVE's source
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import re
 import ssl
@@ -22,11 +21,12 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ansible_collections.phoenix.fleet.tests.cutting import Cutting, QuietServer
 from ansible_collections.phoenix.fleet.tests.integration.pve_access import Access
 from fakepve import FakeVm, schema
 from fakepve.certs import make_cert
@@ -272,7 +272,7 @@ class Served:
 
     def __init__(self, nodes: int = 2) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.ca, self.key = make_cert(self.folder.name, hosts=(HOST,))[:2]
+        self.ca, self.key = make_cert(self.folder.name, hosts=(HOST, "127.0.0.2"))[:2]
         self.pve = Cluster()
         for number in range(1, nodes + 1):
             self.pve.add_node(f"pve{number}")
@@ -321,97 +321,15 @@ class Served:
         self.close()
 
 
-class QuietServer(ThreadingHTTPServer):
-    """One whose clients may go away without a word."""
+class CuttingProxy(Cutting):
+    """In front of a fake cluster, with its certificate."""
 
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass
-
-
-class CuttingProxy:
-    """TLS in front of a cluster. `cut` names the next calls whose answer is lost although the cluster has acted; `drop` those that are lost
-    on their way there; `hook` is called with each call before it is passed on,
-    `acted` when the cluster has answered.
-    """
-
-    def __init__(self, served: Served) -> None:
-        self.cut: list[tuple[str, str]] = []
-        self.drop: list[tuple[str, str]] = []
-        self.lost: list[str] = []
-        self.hook: Callable[[str, str], None] = lambda method, path: None
-        self.acted: Callable[[str, str], None] = lambda method, path: None
+    def __init__(self, served: Served, host: str = HOST, port: int = 0) -> None:
         trusted = ssl.create_default_context(cafile=str(served.ca))
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-            def answer(self) -> None:
-                method, path = str(self.command), self.path.partition("?")[0].removeprefix("/api2/json")
-                length = int(self.headers.get("Content-Length") or 0)
-                body = self.rfile.read(length)
-                if len(body) < length:  # who was sending it has been killed meanwhile
-                    return self.die()
-                proxy.hook(method, path)
-                if proxy._taken(proxy.drop, method, path):
-                    return self.die()
-                upstream = http.client.HTTPSConnection(HOST, served.port, context=trusted, timeout=60)
-                headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
-                upstream.request(method, self.path, body or None, headers)
-                response = upstream.getresponse()
-                data = response.read()
-                upstream.close()
-                proxy.acted(method, path)
-                if proxy._taken(proxy.cut, method, path):
-                    return self.die()
-                self.send_response(response.status, response.reason)
-                for key, value in response.getheaders():
-                    if key.lower() not in ("transfer-encoding", "content-length", "connection"):
-                        self.send_header(key, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-                return None
-
-            do_GET = do_POST = do_PUT = do_DELETE = answer
-
-            def die(self) -> None:
-                self.close_connection = True
-                self.connection.close()
-
-        self.server = QuietServer((HOST, 0), Handler)
-        own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        own.load_cert_chain(str(served.ca), str(served.key))
-        self.server.socket = own.wrap_socket(self.server.socket, server_side=True)
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-        self.lock = threading.Lock()
-
-    def _taken(self, rules: list[tuple[str, str]], method: str, path: str) -> bool:
-        with self.lock:
-            for rule in rules:
-                if rule[0] == method and re.search(rule[1], path):
-                    rules.remove(rule)
-                    self.lost.append(f"{method} {path}")
-                    return True
-        return False
-
-    @property
-    def port(self) -> int:
-        return int(self.server.server_address[1])
+        super().__init__((HOST, served.port), trusted, str(served.ca), str(served.key), host, port)
 
     def __enter__(self) -> CuttingProxy:
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 class Guests:

@@ -7,18 +7,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import datetime
+import ipaddress
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, RefusedError
-from ansible_collections.phoenix.fleet.plugins.module_utils._providers import proxmox
+from ansible_collections.phoenix.fleet.plugins.module_utils import _run
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import DeadlineError, RefusedError, UnreachableError
+from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _proxmox_hosts, proxmox
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_api import Refusal
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
-from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, granted
-from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import TOKEN, USER, CuttingProxy, Served
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, grant, granted
+from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import HOST, TOKEN, USER, CuttingProxy, Served
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from fakepve.model import TaskError
 
 
@@ -186,3 +199,237 @@ def test_a_removal_whose_answer_is_lost_is_judged_by_its_task(make: MakeCase, se
             with pytest.raises(RefusedError, match="cfs-lock.*qm unlock 100000; qm destroy 100000 --purge"):
                 case.provider.destroy(made, 1)
 
+
+
+# Certificates
+
+LOGINS = {
+    "token": {},
+    "password": {"api_user": "root@pam", "api_password": "secret", "api_token_id": None, "api_token_secret": None},
+}
+
+
+def signed(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """A node's certificate as PVE makes it, and its authority as pve-cluster made it before 9.1.2 (`PVE/Cluster/Setup.pm`): no keyUsage."""
+    now = datetime.datetime.now(datetime.UTC)
+    keys = {who: ec.generate_private_key(ec.SECP256R1()) for who in ("ca", "node")}
+    subjects = {who: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{who} of {folder.name}")]) for who in keys}
+    files = {}
+    for who, key in keys.items():
+        made = (
+            x509.CertificateBuilder().subject_name(subjects[who]).issuer_name(subjects["ca"]).public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(9))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys["ca"].public_key()), False)
+            .add_extension(x509.BasicConstraints(who == "ca", None), True))
+        if who == "node":
+            kinds = [x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name) for name in names]
+            made = made.add_extension(x509.SubjectAlternativeName(kinds), False)
+        files[who] = str(folder / f"{who}.pem")
+        Path(files[who]).write_bytes(made.sign(keys["ca"], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    files["key"] = str(folder / "node.key")
+    Path(files["key"]).write_bytes(keys["node"].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return files
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts as Python 3.13 and later make them by default."""
+    monkeypatch.setattr("urllib3.util.ssl_.sys", SimpleNamespace(version_info=(3, 13, 0)))
+    plain = ssl.create_default_context
+
+    def strictly(*args: Any, **options: Any) -> ssl.SSLContext:
+        context = plain(*args, **options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strictly)
+
+
+def certified(served: Served, files: Mapping[str, str]) -> None:
+    served.shut()
+    served.do(lambda: served.pve.start(files["node"], files["key"]))
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_an_older_authority_of_pve_is_trusted_by_a_strict_python(served: Served, strict: None, tmp_path: Path, login: str) -> None:
+    files = signed(tmp_path, [HOST])
+    certified(served, files)
+    options = {**served.options(**LOGINS[login]), "ca_path": files["ca"]}
+    assert connect(options).observe("web") == ()
+
+
+@pytest.mark.parametrize("login", LOGINS)
+@pytest.mark.parametrize("fault", ["another authority", "another name"])
+def test_a_certificate_of_another_authority_or_name_stays_refused(
+    served: Served, strict: None, tmp_path: Path, login: str, fault: str,
+) -> None:
+    names = ["192.0.2.9", "pve1.example.org"] if fault == "another name" else [HOST]
+    files = signed(tmp_path, names)
+    certified(served, files)
+    other = signed(Path(tempfile.mkdtemp(dir=tmp_path)), [HOST])
+    options = {**served.options(**LOGINS[login]), "ca_path": files["ca"] if fault == "another name" else other["ca"]}
+    with pytest.raises(UnreachableError, match="TLS failed.*ca_path"):
+        connect(options).observe("web")
+    assert connect({**options, "validate_certs": False}).observe("web") == ()
+
+
+# Hosts
+
+OTHER, THIRD = "127.0.0.2", "127.0.0.3"
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONNECTING", "FIRST", "ASKING"):
+        monkeypatch.setattr(_proxmox_hosts, name, 0.5)
+
+
+@contextmanager
+def black_hole(served: Served, host: str = OTHER) -> Iterator[None]:
+    """It listens, and neither accepts nor answers."""
+    with socket.socket() as listener:
+        listener.bind((host, served.port))
+        listener.listen(64)
+        yield
+
+
+@pytest.mark.parametrize("first", ["is off", "is a black hole", "accepts and never answers"])
+@pytest.mark.parametrize("login", LOGINS)
+def test_another_host_is_asked_where_the_first(make: MakeCase, served: Served, hasty: None, first: str, login: str) -> None:
+    with ExitStack() as stack:
+        if first == "is a black hole":
+            stack.enter_context(black_hole(served))
+        if first == "accepts and never answers":
+            proxy = stack.enter_context(CuttingProxy(served, OTHER, served.port))
+            never = threading.Event()
+            stack.callback(never.set)
+            proxy.hook = lambda method, path: never.wait(60) and None
+        case = make(**ADDRESSES, **LOGINS[login], api_host=[OTHER, HOST])
+        assert [item.state for item in case.created(2)] == ["running", "running"]
+        assert case.provider.api.where == f"{HOST}:{served.port}"  # type: ignore[attr-defined]
+
+
+def test_a_question_goes_to_another_host_where_one_falls_silent_in_the_middle(make: MakeCase, served: Served, hasty: None) -> None:
+    with CuttingProxy(served, OTHER, served.port) as proxy:
+        case = make(**ADDRESSES, api_host=f"{OTHER}, {HOST}")
+        case.created(1)
+        never, passed = threading.Event(), len(served.pve.requests)
+        proxy.hook = lambda method, path: never.wait(60) and None
+        case.provider.cluster.forget()  # type: ignore[attr-defined]
+        assert len(case.provider.observe(case.fleet)) == 1 and len(served.pve.requests) > passed
+        never.set()
+
+
+ACTS = [("POST", "/clone$"), ("PUT", "/config$"), ("POST", "/status/start$"), ("DELETE", "/100000$")]
+
+
+@pytest.mark.parametrize("call", ACTS, ids=" ".join)
+def test_an_act_without_an_answer_is_looked_up_through_another_host(make: MakeCase, served: Served, hasty: None, call: Any) -> None:
+    """The host that it was told dies of it; nothing is told twice that was done."""
+    granted(served)
+    with CuttingProxy(served, OTHER, served.port) as proxy:
+        case = make(**ADDRESSES, api_host=[OTHER, HOST])
+        proxy.cut.append(call)
+        dead = threading.Event()
+
+        def hook(method: str, path: str) -> None:
+            if proxy.lost:
+                dead.set()
+                proxy.drop.append((method, "."))
+
+        proxy.hook = hook
+        made = case.created(1)
+        case.provider.stop(made, 1)
+        case.provider.destroy(made, 1)
+        assert len(proxy.lost) == 1 and not dead.is_set() and case.provider.observe(case.fleet) == ()
+        assert served.pve.calls["POST /nodes/{node}/qemu/{vmid}/clone"] == 1
+
+
+def test_where_no_host_answers_each_is_named_with_its_cause(served: Served, hasty: None) -> None:
+    with black_hole(served, THIRD):
+        options = {**served.options(), "api_host": [OTHER, THIRD, "nowhere.invalid"]}
+        causes = rf"{OTHER}: Connection refused; {THIRD}: no answer within \d+ s; nowhere.invalid: .*api_host"
+        with pytest.raises(UnreachableError, match=causes):
+            connect(options).observe("web")
+
+
+def test_a_refusal_is_an_answer_and_no_other_host_is_asked(served: Served, hasty: None) -> None:
+    with CuttingProxy(served, OTHER, served.port) as proxy:
+        asked: list[str] = []
+        proxy.hook = lambda method, path: asked.append(path)
+        with pytest.raises(RefusedError, match=f"Check the secret of {USER}!{TOKEN}"):
+            connect({**served.options(), "api_host": [HOST, OTHER], "api_token_secret": "wrong"}).observe("web")
+        assert asked == []
+
+
+def test_the_host_that_answered_is_kept_from_task_to_task(
+    served: Served, hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_run, "folder", str(tmp_path))
+    options = {**served.options(), "api_host": [OTHER, HOST]}
+    connect(options).observe("web")
+    with CuttingProxy(served, OTHER, served.port) as proxy:
+        asked: list[str] = []
+        proxy.hook = lambda method, path: asked.append(path)
+        assert connect(options).observe("web") == () and asked == []
+
+
+# Changes that are made in part
+
+def tags_of(case: Any) -> list[str]:
+    return ["golden", "phoenix.fleet", f"phoenix.fleet.{case.fleet}"]
+
+
+@pytest.mark.parametrize("allow", ["none", "list", "existing", "registered"])
+def test_a_clone_whose_tags_are_refused_is_never_called_complete(make: MakeCase, served: Served, allow: str) -> None:
+    """The description was written before the tags were refused, and the address after that never."""
+    granted(served)
+    case = make(**ADDRESSES)
+    served.pve.tag_access = {} if allow == "registered" else {"user-allow": allow, "user-allow-list": ["phoenix.fleet"]}
+    served.pve.registered_tags = ["golden"] if allow == "registered" else []
+    planned = case.planned(1)
+    with pytest.raises(RefusedError, match="Sys.Modify for modifying tag.*user-allow-list") as refused:
+        case.provider.create(planned, case.blueprint)
+    remedy = str(refused.value).rpartition("(/, Sys.Modify for modifying tag")[2]
+    assert "pvesh set /cluster/options --user-tag-access" in remedy and "Sys.Modify" not in remedy
+    assert [(item.state, item.health) for item in case.provider.observe(case.fleet)] == [("created", "unhealthy")]
+    served.pve.registered_tags, served.pve.tag_access = [], {"user-allow": "list", "user-allow-list": tags_of(case)}
+    made = case.provider.create(planned, case.blueprint)
+    assert [(item.state, item.health, item.address) for item in made] == [("running", "none", planned[0].address)]
+    assert case.guest(made[0]).config["ipconfig0"].startswith(f"ip={planned[0].address}/")
+
+
+@pytest.mark.parametrize("allow", ["none", "list", "registered"])
+def test_refused_tags_are_told_before_anything_is_made_by_who_may_see_the_options(make: MakeCase, served: Served, allow: str) -> None:
+    granted(served)
+    grant(served, "/", "Sys.Audit")
+    case = make(**ADDRESSES)
+    served.pve.tag_access = {} if allow == "registered" else {"user-allow": allow, "user-allow-list": ["blue"]}
+    served.pve.registered_tags = ["golden"] if allow == "registered" else []
+    with pytest.raises(RefusedError) as refused:
+        case.provider.preflight(case.planned(1), case.blueprint)
+    told = str(refused.value)
+    if allow == "registered":
+        assert "golden" in told and "registered-tags" in told and "phoenix.fleet" not in told.partition("golden")[2].partition(".")[0]
+    else:
+        known = ["blue", *tags_of(case)] if allow == "list" else tags_of(case)
+        assert f"--user-tag-access 'user-allow=list,user-allow-list={';'.join(sorted(known))}'" in told
+    served.pve.registered_tags, served.pve.tag_access = [], {"user-allow": "list", "user-allow-list": tags_of(case)}
+    case.provider.preflight(case.planned(1), case.blueprint)
+
+
+def test_what_a_change_of_the_configuration_did_not_reach_is_told(make: MakeCase, served: Served) -> None:
+    """PVE says yes, and somebody else's hook has put it back."""
+    case = make(**ADDRESSES)
+    original = served.pve._apply_config
+
+    async def without_address(vm: Any, user: str, p: Any) -> None:
+        await original(vm, user, {key: value for key, value in p.items() if key != "ipconfig0"})
+
+    served.pve._apply_config = without_address  # type: ignore[method-assign]
+    with pytest.raises(RefusedError, match="ipconfig0 is .none., not ip=10.77.0.10"):
+        case.created(1)
+    assert [item.health for item in case.provider.observe(case.fleet)] == ["unhealthy"]

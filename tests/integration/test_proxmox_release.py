@@ -15,6 +15,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -141,6 +142,21 @@ def test_a_fleet_whose_addresses_only_its_agents_know(place: Place) -> None:
     assert site.release().changed == 0
     site.release(release_image="shop-2")
     assert place.serving() == {"r2"} and site.release(release_image="shop-2").changed == 0
+
+
+def test_heal_works_while_the_first_host_is_a_black_hole(place: Place) -> None:
+    """It takes connections and never speaks: each task would wait 5 s for it, if the run did not keep which host answered."""
+    site, hosts = place.site, ["127.0.0.2", "127.0.0.1"]
+    place.define(api_host=hosts)
+    site.release()
+    lost = next(vm for vm in place.served.pve.vms if not vm.template)
+    lost.status = "stopped"
+    with socket.socket() as hole:
+        hole.bind((hosts[0], place.proxy.port))
+        hole.listen(64)
+        run = site.play("heal", heal_share=100)
+    assert run.code == 0, run.output
+    assert list(place.vms().values()) == ["running", "running"]
 
 
 KILLS = [

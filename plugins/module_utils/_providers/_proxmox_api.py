@@ -15,23 +15,20 @@ import re
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Mapping, NoReturn, Optional, Set
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Set, Tuple
 
-from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
+from .._errors import DeadlineError, FleetError, InvalidError, RefusedError, UnreachableError
+from ._proxmox_hosts import REACH, TLS, Hosts, cause_of, never_sent
 
 try:
     import proxmoxer as sdk
     from proxmoxer.core import AuthenticationError, ResourceException
     from requests import exceptions as http
-    from requests.adapters import HTTPAdapter
 except ImportError:
     sdk = None  # type: ignore[assignment]
 
-TIMEOUT = 60
-"""Seconds for an answer: PVE gives one up after 30 by itself (its proxy between nodes), and an update of a configuration takes more."""
-
 ASKED = 3
-"""How often a question is asked whose answer does not come."""
+"""How often a question is asked whose answer does not come, beside once at every further host."""
 
 PATIENCE = 90.0
 """Seconds in which a lock of PVE's own, held by something else, has to become free."""
@@ -88,26 +85,20 @@ def required_sdk() -> None:
 
 
 class Api:
-    """One cluster through one of its nodes, with a token or a user's password."""
+    """One cluster through one of its hosts, with a token or a user's password."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.where = f"{options['api_host']}:{options['api_port']}"
-        verify: Any = options["validate_certs"]
-        if verify and options.get("ca_path"):
-            verify = options["ca_path"]
-            self._readable(verify)
-        user = options["api_user"]
-        login: Dict[str, Any] = {"password": options["api_password"]} if options.get("api_password") else {
-            "token_name": options["api_token_id"], "token_value": options["api_token_secret"]}
-        self.who = user if "password" in login else f"{user}!{options['api_token_id']}"
-        try:
-            self.client = sdk.ProxmoxAPI(
-                options["api_host"], port=options["api_port"], user=user, verify_ssl=verify, timeout=TIMEOUT, **login)
-        except Exception as error:  # the client lets everything pass that its first request meets
-            self._fail("logging in", error, sent=False)
-        # Many threads share the session; each has a connection, which PVE closes after 5 s without work.
-        self.client._store["session"].mount("https://", HTTPAdapter(pool_connections=4, pool_maxsize=64))
+        if options["validate_certs"] and options.get("ca_path"):
+            self._readable(options["ca_path"])
+        self.who = options["api_user"] if options.get("api_password") else f"{options['api_user']}!{options['api_token_id']}"
+        self.hosts = Hosts(options)
         self.tasks = Tasks(self)
+        if options.get("api_password"):
+            self._reached("logging in")
+
+    @property
+    def where(self) -> str:
+        return self.hosts.where
 
     @staticmethod
     def _readable(path: str) -> None:
@@ -120,11 +111,12 @@ class Api:
 
     def ask(self, doing: str, path: str, **params: Any) -> Any:
         """A question, asked again where the answer gets lost. Raises Refusal, and UnreachableError after that."""
-        for attempt in range(1, ASKED + 1):
+        asked = ASKED + len(self.hosts.names) - 1
+        for attempt in range(1, asked + 1):
             try:
                 return self._call(doing, "get", path, params)
             except UnknownOutcomeError as error:
-                if attempt == ASKED:
+                if attempt == asked:
                     raise UnreachableError(error.what, error.cause, error.remedy) from None
                 time.sleep(0.2 * attempt)
         raise AssertionError("unreachable")
@@ -155,13 +147,29 @@ class Api:
             pause = min(pause * 2, 5.0)
 
     def _call(self, doing: str, method: str, path: str, params: Mapping[str, Any]) -> Any:
+        """At the host that answers. Where it does not, the next call goes to another one; this one too, if it certainly got nothing."""
+        for last in [*([False] * (len(self.hosts.names) - 1)), True]:
+            host, client = self._reached(doing)
+            try:
+                answer = getattr(client(path), method)(**params)
+            except Exception as error:  # proxmoxer and requests have no common root
+                if isinstance(error, http.RequestException):
+                    self.hosts.leave(host)
+                if isinstance(error, http.RequestException) and never_sent(error) and not last:
+                    continue
+                self._fail(doing, error, sent=True)
+            if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
+                raise UnknownOutcomeError(f"Proxmox VE at {self.where}, {doing}", "the answer was cut off", "Run again")
+            return answer
+        raise AssertionError("unreachable")
+
+    def _reached(self, doing: str) -> Tuple[str, Any]:
         try:
-            answer = getattr(self.client(path), method)(**params)
-        except Exception as error:  # proxmoxer and requests have no common root
-            self._fail(doing, error, sent=True)
-        if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
-            raise UnknownOutcomeError(f"Proxmox VE at {self.where}, {doing}", "the answer was cut off", "Run again")
-        return answer
+            return self.hosts.reached(doing)
+        except FleetError:
+            raise
+        except Exception as error:  # as above
+            self._fail(doing, error, sent=False)
 
     def _fail(self, doing: str, error: BaseException, sent: bool) -> NoReturn:
         what = f"{doing} (Proxmox VE at {self.where})"
@@ -178,27 +186,11 @@ class Api:
         if isinstance(error, AuthenticationError):
             remedy = "Check fleet_proxmox.api_user and api_password"
             raise RefusedError(what, f"the login of {self.who} was refused", remedy) from error
-        if isinstance(error, http.SSLError):
-            said_tls = re.search(r"\[SSL[^\]]*\][^()']*", str(error))
-            raise UnreachableError(
-                what, f"TLS failed: {said_tls.group().strip() if said_tls else error}",
-                "Set fleet_proxmox.ca_path to the cluster's CA (/etc/pve/pve-root-ca.pem there), and api_host to a name in its certificate",
-            ) from error
-        if isinstance(error, (http.ConnectTimeout, http.ConnectionError)) and never_sent(error):
-            cause = re.search(r"Connection refused|Name or service not known|[Nn]o route to host|timed out|not known", str(error))
-            remedy = "Check fleet_proxmox.api_host and api_port, and that pveproxy runs there"
-            raise UnreachableError(what, cause.group() if cause else str(error), remedy) from error
         if isinstance(error, http.RequestException):
-            late = isinstance(error, http.Timeout)
-            cause_text = f"no answer within {TIMEOUT} s" if late else f"the connection ended without an answer ({error})"
-            kind = UnknownOutcomeError if sent else UnreachableError
-            raise kind(what, cause_text, RUNNING) from error
+            if never_sent(error):
+                raise UnreachableError(what, cause_of(error), TLS if isinstance(error, http.SSLError) else REACH) from error
+            raise (UnknownOutcomeError if sent else UnreachableError)(what, cause_of(error), RUNNING) from error
         raise error
-
-
-def never_sent(error: BaseException) -> bool:
-    """True where no connection came about, so that nothing can have been received."""
-    return isinstance(error, http.ConnectTimeout) or "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error)
 
 
 _REMEDIES = (

@@ -15,7 +15,7 @@ from ._options import AGENT, Ends, Mistake, addresses, boolean, choice, ends_of,
 
 VMIDS = "100000-999999"
 OPTIONS: Dict[str, Any] = {
-    "api_host": {"type": "str"},
+    "api_host": {"type": "list", "elements": "str"},
     "api_port": {"type": "int"},
     "api_user": {"type": "str"},
     "api_token_id": {"type": "str", "no_log": False},
@@ -87,7 +87,7 @@ def band_of(options: Mapping[str, Any]) -> Tuple[int, int]:
 def _together(settled: Mapping[str, Any]) -> Iterable[Tuple[str, str]]:
     """What is wrong between values that are right by themselves."""
     for key, example in (("api_host", "pve1.example.org"), ("api_user", "fleet@pve")):
-        if key not in settled:
+        if not settled.get(key):
             yield key, f"missing; write e.g. {example}"
     if ("api_token_id" in settled) != ("api_token_secret" in settled):
         yield "api_token_id", "it belongs to api_token_secret; give both"
@@ -167,7 +167,7 @@ def _nic(value: Any) -> Dict[str, Any]:
 
 _NODE = text(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", "the name of a node", "pve1")
 _READERS: Dict[str, Callable[[Any], Any]] = {
-    "api_host": text(r"[A-Za-z0-9.:\[\]-]+", "a host name or an address", "pve1.example.org"),
+    "api_host": _listed(text(r"[A-Za-z0-9.:\[\]-]+", "a host name or an address", "pve1.example.org")),
     "api_port": _number(1, 65535, "a port"),
     "api_user": text(r"[^\s:/@]+@[A-Za-z][A-Za-z0-9._-]+", "a user with its realm", "fleet@pve"),
     "api_token_id": _token,
