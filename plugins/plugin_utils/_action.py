@@ -39,7 +39,7 @@ for _loader, _name in ((filter_loader, "default"), (test_loader, "defined")):
 gc.freeze()
 gc.set_threshold(20_000, 50, 50)
 atexit.register(gc.freeze)
-_run.folder = C.DEFAULT_LOCAL_TMP
+_run.folder = C.DEFAULT_LOCAL_TMP  # type: ignore[attr-defined]  # made when it is read, before the forks
 
 _WORDS = ("msg", "mistakes", "last_words")
 """What in a result is words, in which an engine, a service or a probe may have quoted a secret."""

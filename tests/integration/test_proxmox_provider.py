@@ -664,5 +664,5 @@ def test_the_calls_for_each_instance_do_not_grow_with_the_fleet(size: int) -> No
         polls = served.pve.calls["GET /nodes/{node}/tasks"]
         each = {name: count / size for name, count in served.pve.calls.items() if "{vmid}" in name}
         print(f"\n{size} VMs on 8 nodes: {calls / size:.1f} calls per VM, {polls} listings of tasks in {time.monotonic() - started:.1f} s")
-        # A clone, its configuration and its start, and four looks at whose it is; what is asked of nodes does not grow with the instances.
-        assert sum(each.values()) <= 7.5 and not served.pve.wrong
+        # A clone, its configuration in two calls and its start, and four looks at whose it is. What is asked of nodes does not grow.
+        assert sum(each.values()) <= 8.5 and not served.pve.wrong

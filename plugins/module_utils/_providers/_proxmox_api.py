@@ -194,6 +194,8 @@ class Api:
 
 
 _REMEDIES = (
+    (r"modifying tag '", "Let users set the fleet's tags, and remove the template's, beside those in the list already: pvesh set "
+     "/cluster/options --user-tag-access 'user-allow=list,user-allow-list=phoenix.fleet;phoenix.fleet.FLEET;TAG'"),
     (r"Permission check failed", "Give {who} that privilege there; the collection's documentation lists the roles that it needs"),
     (r"no quorum", "Bring the cluster's other nodes back: without a majority nothing can be changed"),
     (r"No space left|not enough space|out of space", "Free space on that storage, or set fleet_proxmox.storage to another"),

@@ -277,10 +277,13 @@ def clone_params(instance: Instance, template: Template, options: Mapping[str, A
 def config_params(
     instance: Instance, config: Mapping[str, Any], options: Mapping[str, Any], description: str, facts: Mapping[str, str],
 ) -> Dict[str, Any]:
-    """All that makes the clone this instance, in one call. What it has inherited is set anew, so that no template decides about it."""
+    """All that makes the clone this instance. What it has inherited is set anew, so that no template decides about it.
+
+    The description says that it is complete, and so is told when all the rest is there (`unlike`).
+    """
     kind = options["kind"]
     params: Dict[str, Any] = {
-        "description": description, "tags": ";".join(sorted({TAG, f"{TAG}.{instance.fleet}", *options.get("tags", [])})),
+        "description": description, "tags": ";".join(tags_for(instance, options)),
         "protection": 0, "onboot": 1, "digest": config["digest"],
     }
     delete = surplus_nics(config, options)
@@ -318,6 +321,20 @@ def config_params(
         params["smbios1"] = _with_facts(config.get("smbios1"), facts)
     delete += ["cicustom"] if "cicustom" in config else []
     return {**params, "delete": ",".join(delete)} if delete else params
+
+
+def tags_for(instance: Instance, options: Mapping[str, Any]) -> List[str]:
+    return sorted({TAG, f"{TAG}.{instance.fleet}", *options.get("tags", [])})
+
+
+def unlike(params: Mapping[str, Any], config: Mapping[str, Any]) -> List[str]:
+    """In words, what a configuration does not have of what it was told. PVE adds to some values (a MAC), and sorts others (tags)."""
+    wrong = [f"{key} is still there" for key in str(params.get("delete") or "").split(",") if key in config]
+    for key, value in params.items():
+        told, have = (re.split("[,;]", str(item).lower()) for item in (value, config.get(key, "")))
+        if key not in ("digest", "delete") and not all(any(f"{item}=".startswith(f"{part}=") for item in have) for part in told):
+            wrong.append(f"{key} is {config.get(key, '(none)')}, not {value}")
+    return wrong
 
 
 def _with_facts(smbios: Any, facts: Mapping[str, str]) -> str:

@@ -26,7 +26,6 @@ try:
     from requests import exceptions as http
     from requests.adapters import HTTPAdapter
     from requests.auth import AuthBase
-    from requests.cookies import cookiejar_from_dict
     from urllib3.util import create_urllib3_context
 except ImportError:
     sdk = None  # type: ignore[assignment]
@@ -100,7 +99,7 @@ class Ticket(AuthBase):
         self._ticket, self._csrf, self._since = str(data["ticket"]), str(data["CSRFPreventionToken"]), time.monotonic()
 
     def get_cookies(self) -> Any:
-        return cookiejar_from_dict({"PVEAuthCookie": self._ticket})
+        return {"PVEAuthCookie": self._ticket}
 
     def __call__(self, request: Any) -> Any:
         with self._lock:

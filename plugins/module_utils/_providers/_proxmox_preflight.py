@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Set, Tuple
 
@@ -27,6 +28,7 @@ from ._proxmox_guest import (
     nics_of,
     options_in,
     root_of,
+    tags_for,
 )
 
 Missing = Tuple[str, str, str]
@@ -179,6 +181,33 @@ def of_storages(pairs: Sequence[Tuple[Instance, Template]], storages: Storages, 
                 words = f"it is full: {free // 1024 ** 2} MiB are free, and {(need + KEPT_FREE) // 1024 ** 2} MiB are needed"
                 missing.append((what, words, "Free space there, or name another storage"))
     return list(dict.fromkeys(missing))
+
+
+def of_tags(
+    known: Mapping[str, Any], instances: Iterable[Instance], templates: Iterable[Template], options: Mapping[str, Any],
+) -> List[Missing]:
+    """The tags that may not be set on a clone, or not be taken from it (`PVE/GuestHelpers.pm` of pve-guest-common, assert_tag_permissions).
+
+    known is what /cluster/options answers. Who may set which tags it tells only with Sys.Audit on `/`; otherwise the clone will tell.
+    """
+    access, registered = known.get("user-tag-access") or {}, set(known.get("registered-tags") or ())
+    free, allowed = access.get("user-allow", "free") == "free", set(known.get("allowed-tags") or ())
+    inherited = {tag for template in templates for tag in re.split(r"[;, ]+", str(template.config.get("tags") or "")) if tag}
+    ours = {tag for item in instances for tag in tags_for(item, options)}
+    missing: List[Missing] = []
+    changed = sorted(ours ^ inherited)
+    reserved = [tag for tag in changed if tag in registered and tag not in allowed]
+    if reserved:
+        words = f"only an administrator may set or remove {', '.join(reserved)}"
+        remedy = "Take them off the template and out of fleet_proxmox.tags, or out of the datacenter's registered-tags"
+        missing.append(("tags", words, remedy))
+    if not free and not set(changed) - set(reserved) <= allowed:
+        words = f"users may not set or remove {', '.join(sorted(set(changed) - set(reserved) - allowed))}"
+        wanted = sorted({*access.get("user-allow-list", ()), *changed} - registered)
+        allow = access["user-allow"] if access["user-allow"] != "none" else "list"
+        remedy = f"Run on a node: pvesh set /cluster/options --user-tag-access 'user-allow={allow},user-allow-list={';'.join(wanted)}'"
+        missing.append(("tags", words, remedy))
+    return missing
 
 
 def privileges(templates: Sequence[Template], options: Mapping[str, Any]) -> Dict[str, List[str]]:

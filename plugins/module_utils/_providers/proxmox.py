@@ -51,10 +51,11 @@ from ._proxmox_guest import (
     root_of,
     told_by_agent,
     told_by_container,
+    unlike,
     volumes_of,
 )
 from ._proxmox_options import IMAGE, OPTIONS, band_of, mistakes, ranges_of, settle, shape
-from ._proxmox_preflight import Missing, free_memory, held_at, of_nodes, of_permissions, of_storages, of_templates, source_of
+from ._proxmox_preflight import Missing, free_memory, held_at, of_nodes, of_permissions, of_storages, of_tags, of_templates, source_of
 from .base import Blueprint, Journal, Permit, leave_started, unconditional
 
 __all__ = ["IMAGE", "OPTIONS", "ProxmoxProvider", "connect", "mistakes", "settle", "shape"]
@@ -296,6 +297,7 @@ class ProxmoxProvider:
         missing = [*of_templates(dict.fromkeys(sources), options), *of_nodes(instances, resources, options)]
         missing += of_storages(list(zip(instances, sources)), storages, options)
         missing += of_permissions(self.cluster.permissions(), self.api.who, sources, options)
+        missing += of_tags(self.api.ask("asking for the cluster's options", "cluster/options") or {}, instances, sources, options)
         missing += self._missing_pool(options) + self._missing_quorum()
         if missing:
             missing = list(dict.fromkeys(missing))
@@ -468,14 +470,16 @@ class ProxmoxProvider:
                 self._fine(upid, doing, ENDING)
                 found = self.cluster.verified(found)
             params = config_params(item, found.config, {**options, "kind": guest.kind}, description, facts_of(item, blueprint))
-            try:
-                self.api.tell(doing, "put", f"{guest.path}/config", **params)
-            except UnknownOutcomeError:
-                now = self.cluster.verified(found)
-                if COMPLETE not in (now.marker or {}):
-                    params["digest"] = now.config["digest"]
-                    self.api.tell(doing, "put", f"{guest.path}/config", **params)
-            return self.cluster.verified(found)
+            # PVE keeps one key after the other, in no order, and may refuse in the middle: only what was read back is called complete.
+            complete = params.pop("description")
+            self._again(doing, found, "put", f"{guest.path}/config", **params)
+            found = self.cluster.verified(found)
+            wrong = unlike(params, found.config)
+            if wrong:
+                words = f"PVE took it, and {'; '.join(wrong)}"
+                raise RefusedError(doing, words, "See who else changes guests of this pool, then run again")
+            self._again(doing, found, "put", f"{guest.path}/config", description=complete, digest=found.config["digest"])
+            return found
 
     def _again(self, doing: str, found: Found, method: str, path: str, **params: Any) -> Any:
         """Tell what does no harm when it is told twice; after an unknown outcome only to the very guest."""
