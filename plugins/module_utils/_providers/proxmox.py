@@ -382,7 +382,7 @@ class ProxmoxProvider:
         gates = [(("node", source.node), PER_NODE)]
         if source.kind == "lxc":
             gates.append((("template", str(source.vmid)), 1))  # PVE locks a container's template for the whole copy
-        places = [replace(source, vmid=item.number, node=node) for node in {source.node, item.host}]
+        places = [replace(source, vmid=item.number, node=node) for node in dict.fromkeys((source.node, item.host))]
 
         if self.journal:
             self.journal.began(f"{CLONE}{source.node}:{source.vmid}:{item.number}:{nonce}", doing)
