@@ -80,6 +80,7 @@ class Cluster:
         if known and time.monotonic() - when <= FRESH:
             return known
         band, pool = band_of(self.options), self.options.get("pool")
+        self._refuse_blind()
         online = self.online()
         candidates = [
             guest for guest in self.guests()
@@ -156,6 +157,14 @@ class Cluster:
         """Whether a guest with one of our VMIDs could be seen if it were in our pool. If not, a privilege is missing, and not the guest."""
         band, pool = band_of(self.options), self.options.get("pool")
         return bool(pool) and band[0] <= guest.vmid <= band[1] and "VM.Audit" in held_at(self.permissions(), f"/pool/{pool}")
+
+    def _refuse_blind(self) -> None:
+        """A listing leaves out what may not be seen: without this privilege every instance of the pool would look lost."""
+        pool, who = self.options.get("pool"), self.api.who
+        if pool and "VM.Audit" not in held_at(self.permissions(), f"/pool/{pool}"):
+            command = f"pveum acl modify /pool/{pool} --{'tokens' if '!' in who else 'users'} '{who}' --roles ROLE"
+            words = f"{who} lacks VM.Audit on /pool/{pool}, so that no guest in it can be seen"
+            raise RefusedError("permissions", words, f"Give it a role with that, on the token and on its user: {command}")
 
     def same(self, found: Found) -> Optional[Found]:
         """The very guest once more, read just before something is done to it; None where it vanished, or its VMID is another's now."""

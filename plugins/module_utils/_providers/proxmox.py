@@ -296,7 +296,7 @@ class ProxmoxProvider:
         sources = [source_of(item, templates, resources, storages, options) for item in instances]
         missing = [*of_templates(dict.fromkeys(sources), options), *of_nodes(instances, resources, options)]
         missing += of_storages(list(zip(instances, sources)), storages, options)
-        missing += of_permissions(self.cluster.permissions(), self.api.who, sources, options)
+        missing += of_permissions(self.api.ask("asking for permissions", "access/permissions"), self.api.who, sources, options)
         missing += of_tags(self.api.ask("asking for the cluster's options", "cluster/options") or {}, instances, sources, options)
         missing += self._missing_pool(options) + self._missing_quorum()
         if missing:
