@@ -106,7 +106,9 @@ def _observe(provider: Provider, params: Mapping[str, Any]) -> Dict[str, Any]:
     image = {"image": to_dict(provider.image(params["image"]))} if params["image"] else {}
     seen = provider.observe(params["fleet"])
     pools = provider.pools(params["fleet"], params["port"], params["balancers"])
-    return {"changed": False, **image, "instances": [to_dict(item) for item in seen], "pools": [to_dict(item) for item in pools]}
+    copies = provider.copies(params["fleet"])
+    listed = {"instances": seen, "pools": pools, "copies": copies}
+    return {"changed": False, **image, **{key: [to_dict(item) for item in items] for key, items in listed.items()}}
 
 
 Tell = Callable[[Sequence[Instance], str], None]

@@ -54,6 +54,18 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """What bears the marker of an instance and is another one: a clone made by hand, or a backup restored beside it. It is unmanaged, so
+    told and never touched. name is its own, in words; original is the instance's; why says by what it is known.
+    """
+
+    name: str
+    host: str
+    original: str
+    why: str
+
+
+@dataclass(frozen=True)
 class LastWords:
     """What an instance left behind: its state, exit code, restarts, last log lines and the engine's own description."""
 
@@ -316,6 +328,7 @@ class World:
     instances: Tuple[Instance, ...] = ()
     balancers: Tuple[Balancer, ...] = ()
     pools: Tuple[Pool, ...] = ()
+    copies: Tuple[Copy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -392,8 +405,9 @@ def from_dict(kind: Type[T], data: Mapping[str, Any]) -> T:
 
 
 _NESTED: Dict[str, Any] = {
-    "instances": Instance, "servers": Server, "strangers": Server, "balancers": Balancer, "pools": Pool, "releases": Release,
-    "entry": Entry, "head": Head, "image": Image, "release": Release, "registrations": Registration, "receipt": Receipt,
+    "instances": Instance, "copies": Copy, "servers": Server, "strangers": Server, "balancers": Balancer, "pools": Pool,
+    "releases": Release, "entry": Entry, "head": Head, "image": Image, "release": Release, "registrations": Registration,
+    "receipt": Receipt,
 }
 
 

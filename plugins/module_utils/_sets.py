@@ -261,7 +261,13 @@ def _check(face: Face, params: Mapping[str, Any]) -> None:
 
 
 def _ours(face: Face, seen: Sequence[Instance], params: Mapping[str, Any]) -> None:
+    names = [item.name for item in seen]
     for item in seen:
+        if names.count(item.name) > 1:
+            raise RefusedError(
+                face.words(item), f"{names.count(item.name)} bear its marker, of an earlier version, and nobody knows which is the copy",
+                "Remove the marker from the copy, in its description, or the copy",
+            )
         ledger = item.marker.get("phoenix.fleet.ledger", "")
         if ledger != params["ledger"]:
             raise RefusedError(

@@ -169,6 +169,15 @@ pools:
   returned: for O(verb=observe)
   type: list
   elements: dict
+copies:
+  description:
+    - What bears the marker of one of the fleet's instances and is another one, such as a clone made by hand, each with C(name), C(host),
+      C(original) and C(why). Never touched.
+  returned: for O(verb=observe)
+  type: list
+  elements: dict
+  sample:
+    - {name: VM 205 (Copy-of-VM-web-r42-1) on node pve1, host: pve1, original: web-r42-1, why: its marker is that of 100041}
 image:
   description: The image's C(reference), and its C(digest), which cannot change.
   returned: for O(verb=observe) with O(image)

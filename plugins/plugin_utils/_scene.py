@@ -12,12 +12,27 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..module_utils._model import Balancer, Definition, History, Instance, Pool, Release, Server, Step, World
+from ..module_utils._model import Balancer, Copy, Definition, History, Instance, Pool, Release, Server, Step, World
 from ._placement import reservations
 from ._registrations import elsewhere, from_before
 
 LIVE = 100
 """The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
+
+
+def without_copies(world: World, history: History) -> World:
+    """The world in which those are no instances, but copies, of which only the ledger knows it: their markers, of an earlier version,
+    do not name their numbers, and it has issued theirs to nobody of that name.
+    """
+    old = {
+        item.id: item for item in world.instances
+        if item.id and item.number and "phoenix.fleet.vmid" not in item.marker and item.marker.get("phoenix.fleet.ledger") == history.ledger
+    }
+    issued = {(name, key.rpartition(" #")[2]) for key, name in history.reserved.items()} if old else set()
+    copies = {key: item for key, item in old.items() if (item.name, str(item.number)) not in issued}
+    told = [Copy(f"guest {item.number}", item.host, item.name, "the ledger knows it under another VMID") for item in copies.values()]
+    kept = tuple(item for item in world.instances if item.id not in copies)
+    return replace(world, instances=kept, copies=(*world.copies, *told)) if copies else world
 
 
 @dataclass
@@ -44,7 +59,7 @@ class Scene:
 
     def __init__(self, definition: Definition, world: World, history: History) -> None:
         self.definition = definition
-        self.world = world
+        self.world = world = without_copies(world, history)
         self.history = history
         self.rows: dict[int, Release] = {row.number: row for row in history.releases}
         self.pools: dict[str, Pool] = {pool.host: pool for pool in world.pools}

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..module_utils._model import Balancer, Definition, History, Instance, Release, Server, World, to_dict
 from . import _registrations as law
+from ._scene import without_copies
 from ._story import way_back
 
 RELEASES = 5
@@ -28,11 +29,16 @@ def status(
 
     unseen says why the instances could not be observed; world has none then, and nothing is concluded from that.
     """
+    world = without_copies(world, history)
     rows = {row.number: row for row in history.releases}
     live = rows.get(history.live)
     found = [*broken, *_of_ledger(definition, history, lease), *_of_registrations(definition, history)]
     found += _of_balancers(definition, world, history)
     found += [f"the instances cannot be observed: {unseen}"] if unseen else _of_instances(definition, world, history)
+    found += [
+        f"{item.name} bears the marker of {item.original} and is another one ({item.why}): unmanaged, it is never touched; remove it "
+        "yourself if nobody needs it" for item in world.copies
+    ]
     return {
         "fleet": definition.name,
         "live": {"release": live.number, "image": live.image, "revision": live.revision, "since": history.since} if live else None,

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from ansible_collections.phoenix.fleet.tests.cutting import Cutting, QuietServer
 from ansible_collections.phoenix.fleet.tests.integration.pve_access import Access
@@ -235,6 +236,18 @@ class Cluster(Access):
             if re.match(r"(rootfs|mp\d+)$", key) and not v.get("full") and self.storages[name]["type"] in ("dir", "nfs", "cifs", "cephfs"):
                 raise PveError(500, f"Linked clone feature for '{str(config[key]).partition(',')[0]}' is not available")
         return await super()._lxc_clone(user, v)
+
+    def restore(self, vmid: int, newid: int, unique: bool) -> None:
+        """A backup of a VM restored as another one, or over itself: the description and the UUID are those of the backup, the UUID another
+        one where it shall be unique (qemu-server, src/PVE/QemuServer.pm, restore_update_config_line).
+        """
+        source = self.guest(vmid)
+        config = {key: str(value).replace(f"vm-{vmid}-", f"vm-{newid}-") for key, value in source.config.items()}
+        if unique:
+            config["smbios1"] = re.sub(r"uuid=[0-9a-f-]+", f"uuid={uuid4()}", config["smbios1"])
+        if newid == vmid:
+            self.vms.remove(source)
+        self.add_vm(newid, source.name, node=source.node, status="stopped", pool="fleet", config=config)
 
     async def _lxc_interfaces(self, user: str, v: Any) -> Any:
         """As PVE: a container that runs has the address that it got by DHCP."""

@@ -76,7 +76,7 @@ def test_every_option_reaches_the_clone_and_nothing_is_inherited(make: MakeCase)
     assert {key.rpartition(".")[2]: known[key] for key in known} == {
         "name": case.fleet, "release": "1", "slot": "1", "ledger": "ours", "image": case.blueprint.image.digest, "revision": "4be1c2d",
         "hash": "0123456789abcdef", "port": "8080", "address": "10.77.0.10", "complete": "1", "nonce": known["phoenix.fleet.nonce"],
-        "created": item.created,
+        "created": item.created, "vmid": str(item.number), "uuid": item.id.split("/")[1],
     }
 
 

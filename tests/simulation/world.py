@@ -18,6 +18,7 @@ from typing import Any
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import RefusedError, UnreachableError
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     Balancer,
+    Copy,
     Head,
     Image,
     Instance,
@@ -310,6 +311,9 @@ class SimulatedProvider:
         hidden = self.kind == "dynamic" and box.instance.marker and (box.shy or box.instance.state != "running")
         return replace(box.instance, address="") if hidden else box.instance
 
+    def copies(self, fleet: str) -> tuple[Copy, ...]:
+        return ()
+
     def preflight(self, instances: Sequence[Instance], blueprint: Blueprint) -> None:
         self._answer()
         self.image(blueprint.image.reference)
@@ -390,6 +394,8 @@ class SimulatedProvider:
             "phoenix.fleet.image": made.image, "phoenix.fleet.revision": made.revision, "phoenix.fleet.created": made.created,
             LEDGER: blueprint.ledger, "phoenix.fleet.hash": blueprint.hash,
         }
+        if made.number:
+            marker["phoenix.fleet.vmid"] = str(made.number)
         made = replace(made, marker=marker)
         site.boxes[made.host, made.name] = Box(made, well=made.image not in site.bad_images, shy=True)
         return made

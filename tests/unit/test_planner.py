@@ -985,3 +985,21 @@ def test_ten_thousand_instances(goal: Goal) -> None:
     made = plan(definition, world, history, goal)
     print(f"{goal.verb} of 10,000 instances planned in {time.process_time() - began:.2f} s of CPU")
     assert made.waves or goal.verb == "heal"
+
+
+# Copies
+
+@pytest.mark.parametrize("verb", ["heal", "release", "retire"])
+def test_a_copy_with_a_marker_of_an_earlier_version_is_in_no_step(verb: str) -> None:
+    fleet = released("shop:1", ids=(100, 999))
+    for box in fleet.site.boxes.values():
+        old = {key: text for key, text in box.instance.marker.items() if key != "phoenix.fleet.vmid"}
+        box.instance = replace(box.instance, marker=old)
+    original = fleet.site.boxes["host1", "web-r1-1"]
+    copy = replace(original.instance, id="another", number=205, address="10.0.1.55")
+    fleet.site.boxes["host1", "a copy"] = Box(copy)
+    fleet.site.kill("web-r1-2")
+    made = fleet.plan(release("shop:2") if verb == "release" else Goal(verb))
+    touched = {item.id for wave in made.waves for step in wave for item in step.instances}
+    assert made.waves and "another" not in touched and "cluster #205" not in made.reserved
+    assert verb != "retire" or original.instance.id in touched

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     Balancer,
+    Copy,
     Definition,
     Entry,
     Head,
@@ -200,3 +201,25 @@ def test_any_world_can_be_told(world: World) -> None:
 def test_ages() -> None:
     then = ("2026-03-02T11:59:59Z", "2026-03-02T11:58:00Z", "2026-02-27T12:00:00+00:00", "", "soon", "2026-03-03T00:00:00Z")
     assert [age(item, NOW) for item in then] == ["1 s", "2 min", "3 d", "", "", "0 s"]
+
+
+def test_a_copy_is_told_with_its_original_and_is_no_instance() -> None:
+    copy = Copy("VM 205 (Copy-of-VM-web-r2-1) on node pve1", "pve1", "web-r2-1", "its marker is that of 100002")
+    assert findings(replace(WORLD, copies=(copy,))) == [
+        "VM 205 (Copy-of-VM-web-r2-1) on node pve1 bears the marker of web-r2-1 and is another one (its marker is that of 100002): "
+        "unmanaged, it is never touched; remove it yourself if nobody needs it",
+    ]
+
+
+def test_of_two_with_an_earlier_versions_marker_the_ledger_knows_the_instance() -> None:
+    numbered = tuple(replace(item, number=100000 + index) for index, item in enumerate(WORLD.instances))
+    history = replace(HISTORY, reserved={f"proxmox #{item.number}": item.name for item in numbered})
+    assert findings(replace(WORLD, instances=numbered), history) == []
+    copy = replace(numbered[2], id="205/uuid/nonce", number=205)
+    told = status(DEFINITION, replace(WORLD, instances=(*numbered, copy)), history)
+    assert len(told["instances"]) == 4 and len(told["findings"]) == 1 and "guest 205 bears the marker of web-r2-1" in told["findings"][0]
+
+
+def test_an_earlier_versions_marker_of_another_ledger_is_left_to_that() -> None:
+    foreign = instance(2, 3, id="9/uuid/nonce", number=9, marker={"phoenix.fleet.ledger": "theirs"})
+    assert "belongs to another ledger" in findings(replace(WORLD, instances=(*WORLD.instances, foreign)))[0]

@@ -14,7 +14,7 @@ import tarfile
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from .._model import Instance
-from ._marker import ADDRESS, LABEL, NAME, RELEASE, SLOT, facts_of, marker_of
+from ._marker import ADDRESS, LABEL, NAME, RELEASE, SLOT, facts_of, marker_of, name_in
 from .base import Blueprint
 
 MEMORY = LABEL + "memory"  # beside the marker: the listing of a container does not tell it
@@ -28,7 +28,7 @@ def seen_in(item: Mapping[str, Any], host: str) -> Optional[Instance]:
     try:
         address, port = labels[ADDRESS].rsplit(":", 1)
         return Instance(
-            name=name_in(item), host=host, fleet=labels[NAME], release=int(labels[RELEASE]), slot=int(labels[SLOT]),
+            name=first_name(item), host=host, fleet=labels[NAME], release=int(labels[RELEASE]), slot=int(labels[SLOT]),
             image=labels[LABEL + "image"], address=address, port=int(port), revision=labels.get(LABEL + "revision", ""), id=item["Id"],
             state=STATES.get(item.get("State", ""), "stopped"), health=health_in(item.get("Status", "")),
             created=labels.get(LABEL + "created", ""), marker={key: value for key, value in labels.items() if key.startswith(LABEL)},
@@ -37,7 +37,17 @@ def seen_in(item: Mapping[str, Any], host: str) -> Optional[Instance]:
         return None
 
 
-def name_in(item: Mapping[str, Any]) -> str:
+def is_renamed(item: Mapping[str, Any], instance: Instance) -> bool:
+    """Whether none of a container's names is the one that its marker is for."""
+    return name_in(instance.marker) not in [name.lstrip("/") for name in item.get("Names") or []]
+
+
+def is_inherited(instance: Instance, labels: Optional[Mapping[str, str]]) -> bool:
+    """Whether a container has its whole marker from its image, whose labels these are: `docker commit` writes a container's into them."""
+    return all((labels or {}).get(key) == value for key, value in instance.marker.items())
+
+
+def first_name(item: Mapping[str, Any]) -> str:
     return str((item.get("Names") or ["/?"])[0].lstrip("/"))
 
 

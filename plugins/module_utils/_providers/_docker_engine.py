@@ -17,12 +17,12 @@ from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
 
 from .._concurrency import LIMIT
 from .._errors import InvalidError, RefusedError, UnreachableError
-from .._model import Instance
-from ._docker_container import registry_of, seen_in
+from .._model import Copy, Instance
+from ._docker_container import is_inherited, is_renamed, registry_of, seen_in
 from ._docker_options import subnet_of
 from ._docker_ssh import Adapter
 from ._hosts import is_here
-from ._marker import NAME
+from ._marker import NAME, name_in
 
 try:
     import docker as sdk
@@ -129,6 +129,7 @@ class Engine:
         self.subnet, self.ip_range = subnet_of(site)
         self.publish_address: Optional[str] = site.get("publish_address")
         self.registry = registry
+        self._labels: Dict[str, Optional[Mapping[str, str]]] = {}
         tls = self._tls(site["tls"]) if site.get("tls") and self.url.startswith("tcp://") else False
         try:
             self.client: Any = Client(
@@ -185,7 +186,33 @@ class Engine:
         return list(self.call("listing containers", "containers", all=True, size=True, filters=filters))
 
     def instances(self, fleet: str) -> Tuple[Instance, ...]:
-        return tuple(seen for seen in (seen_in(item, self.name) for item in self.containers(fleet)) if seen)
+        return tuple(seen for seen, whose in self._bearers(fleet) if not whose)
+
+    def copies(self, fleet: str) -> Tuple[Copy, ...]:
+        return tuple(
+            Copy(f"container {seen.name} on engine {self.name}", self.name, name_in(seen.marker), whose)
+            for seen, whose in self._bearers(fleet) if whose
+        )
+
+    def _bearers(self, fleet: str) -> List[Tuple[Instance, str]]:
+        """The containers with a whole marker of the fleet, and by what it is known that a marker is another's, empty where it is not."""
+        found = []
+        for item in self.containers(fleet):
+            seen = seen_in(item, self.name)
+            if seen:
+                whose = "it has another name" if is_renamed(item, seen) else ""
+                # One of ours is made from the very image that its marker names, and so not from a container's.
+                if not whose and item.get("Image") != seen.image and is_inherited(seen, self._labels_of(str(item.get("ImageID")))):
+                    whose = f"it is made from image {item.get('Image')}, which holds that marker"
+                found.append((seen, whose))
+        return found
+
+    def _labels_of(self, image: str) -> Optional[Mapping[str, str]]:
+        """The labels of an image, by its id, which never become others."""
+        if image not in self._labels:
+            found = self.maybe(f"asking for image {image}", "inspect_image", image) or {}
+            self._labels[image] = (found.get("Config") or {}).get("Labels")
+        return self._labels[image]
 
     def credentials(self, reference: str) -> Optional[Dict[str, str]]:
         """What `registry` says for this image's registry; None leaves it to the docker client's own configuration."""

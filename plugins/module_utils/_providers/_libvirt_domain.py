@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from xml.etree import ElementTree
 
 from .._model import Instance
-from ._marker import ADDRESS, LABEL, NAME, RELEASE, SLOT
+from ._marker import ADDRESS, LABEL, NAME, RELEASE, SLOT, UUID, name_in
 from ._options import Ends, gaps
 
 NAMESPACE = "urn:phoenix.fleet:instance:1"
@@ -180,6 +180,18 @@ def seen_in(xml: str, state: int, host: str) -> Optional[Instance]:
         )
     except (KeyError, ValueError):
         return None
+
+
+def whose_marker(xml: str, seen: Instance) -> str:
+    """In words, whose marker a domain bears that is not its own; empty where it is.
+
+    virt-clone, and a definition that somebody edited, keep the metadata under another name or UUID. Markers of earlier versions name no
+    UUID: there the names of the disks have it.
+    """
+    if seen.name != name_in(seen.marker):
+        return f"that of domain {name_in(seen.marker)}"
+    own = seen.marker.get(UUID) == seen.id if UUID in seen.marker else prefix_of(seen.name, seen.id) in xml
+    return "" if own else f"that of UUID {seen.marker.get(UUID, '(another)')}"
 
 
 def mac_in(xml: str) -> str:

@@ -25,7 +25,7 @@ from .._concurrency import each
 from .._errors import RefusedError, UnreachableError
 from .._model import Instance
 from ._hosts import is_here
-from ._libvirt_domain import Network, Volume, network_in, reservation_xml, seen_in, volume_in, volume_xml
+from ._libvirt_domain import Network, Volume, network_in, reservation_xml, seen_in, volume_in, volume_xml, whose_marker
 
 try:
     import libvirt as sdk
@@ -139,15 +139,33 @@ class Host:
 
     def instances(self, fleet: str = "") -> Tuple[Instance, ...]:
         """The domains that bear our marker, running or not; with `fleet` only those of its name."""
+        return tuple(seen for seen, whose in self._bearers() if not whose and (not fleet or seen.fleet == fleet))
+
+    def copies(self) -> Tuple[Tuple[Instance, str], ...]:
+        """The domains that bear another one's marker of ours, each with whose it is, in words."""
+        return tuple(pair for pair in self._bearers() if pair[1])
+
+    def _bearers(self) -> List[Tuple[Instance, str]]:
         domains = self.call("listing domains", self.connection.listAllDomains)
-        found = [item for item in each(self.look, domains) if item and (not fleet or item.fleet == fleet)]
-        return tuple(sorted(found, key=lambda item: (item.fleet, item.release, item.slot)))
+        found = [pair for pair in each(self._look, domains) if pair]
+        return sorted(found, key=lambda pair: (pair[0].fleet, pair[0].release, pair[0].slot))
 
     def look(self, domain: Any) -> Optional[Instance]:
-        """The instance that a domain is, None where it bears no marker of ours, or has gone."""
-        xml = self.maybe("looking at a domain", domain.XMLDesc, sdk.VIR_DOMAIN_XML_INACTIVE) if domain is not None else None
+        """The instance that a domain is, None where it bears no marker of ours that is its own, or has gone."""
+        pair = self._look(domain) if domain is not None else None
+        return pair[0] if pair and not pair[1] else None
+
+    def _look(self, domain: Any) -> Optional[Tuple[Instance, str]]:
+        xml = self.maybe("looking at a domain", domain.XMLDesc, sdk.VIR_DOMAIN_XML_INACTIVE)
         state = self.maybe("looking at a domain", domain.state) if xml else None
-        return seen_in(xml, state[0], self.name) if xml and state else None
+        seen = seen_in(xml, state[0], self.name) if xml and state else None
+        return (seen, whose_marker(xml, seen)) if seen else None
+
+    def definitions(self, but: str) -> str:
+        """How all domains are defined but the one of that UUID, as XML."""
+        domains = self.call("listing domains", self.connection.listAllDomains)
+        flags = sdk.VIR_DOMAIN_XML_INACTIVE
+        return "".join(self.maybe("looking at a domain", item.XMLDesc, flags) or "" for item in domains if item.UUIDString() != but)
 
     def domain(self, uuid: str) -> Any:
         return self.maybe("looking for a domain", self.connection.lookupByUUIDString, uuid) if uuid else None

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional
+from typing import Dict, Mapping, Optional
 
 from .._errors import RefusedError
 from .._model import Instance
@@ -16,6 +16,8 @@ from .base import Blueprint
 
 LABEL = "phoenix.fleet."
 NAME, RELEASE, SLOT, LEDGER = LABEL + "name", LABEL + "release", LABEL + "slot", LABEL + "ledger"
+# By which an instance is told from a copy of it, which bears the same marker; VMID where instances have numbers, UUID where they have one.
+VMID, UUID = LABEL + "vmid", LABEL + "uuid"
 # Beside the marker: what a stopped instance does not tell.
 ADDRESS = LABEL + "address"
 
@@ -26,6 +28,11 @@ def marker_of(instance: Instance, blueprint: Blueprint, created: str) -> Dict[st
         LABEL + "image": blueprint.image.digest, LABEL + "revision": blueprint.revision, LABEL + "created": created,
         LABEL + "hash": blueprint.hash,
     }
+
+
+def name_in(marker: Mapping[str, str]) -> str:
+    """The name of the instance that a marker was made for. Raises KeyError where it is not a whole one."""
+    return f"{marker[NAME]}-r{marker[RELEASE]}-{marker[SLOT]}"
 
 
 def facts_of(instance: Instance, blueprint: Blueprint) -> Dict[str, str]:

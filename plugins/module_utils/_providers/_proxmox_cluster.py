@@ -16,7 +16,7 @@ from .._concurrency import each
 from .._errors import RefusedError, UnreachableError
 from .._model import Image
 from ._proxmox_api import Api, Refusal
-from ._proxmox_guest import MAKING, TAG, Guest, Template, guest_in, identity, marker_in, template_in
+from ._proxmox_guest import MAKING, TAG, Guest, Template, guest_in, identity, marker_in, template_in, whose_marker
 from ._proxmox_options import band_of
 from ._proxmox_preflight import held_at
 
@@ -29,12 +29,13 @@ MAKING_TAKES = 7200.0
 
 @dataclass(frozen=True)
 class Found:
-    """A guest that may be an instance, with its configuration, and its marker where it has one."""
+    """A guest that may be an instance, with its configuration, and its marker where it has one. claimed is a marker of another's."""
 
     guest: Guest
     config: Mapping[str, Any]
     marker: Optional[Mapping[str, str]]
     note: str = ""
+    claimed: Optional[Mapping[str, str]] = None
 
     @property
     def id(self) -> str:
@@ -151,7 +152,9 @@ class Cluster:
             config = None
         if config is None:
             return None
-        return Found(replace(guest, lock=str(config.get("lock") or "")), config, marker_in(config))
+        marker = marker_in(config)
+        found = Found(replace(guest, lock=str(config.get("lock") or "")), config, marker)
+        return replace(found, marker=None, claimed=marker) if marker and whose_marker(guest, config, marker) else found
 
     def _sees_the_pool(self, guest: Guest) -> bool:
         """Whether a guest with one of our VMIDs could be seen if it were in our pool. If not, a privilege is missing, and not the guest."""

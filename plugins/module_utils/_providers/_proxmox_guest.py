@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
 from .._model import Instance
-from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, marker_of
+from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, UUID, VMID, marker_of, name_in
 from ._options import AGENT
 from .base import Blueprint
 
@@ -109,10 +109,27 @@ def marker_in(config: Mapping[str, Any]) -> Optional[Dict[str, str]]:
     return marker
 
 
+def whose_marker(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, str]) -> str:
+    """In words, whose marker a guest bears that is not its own; empty where it is.
+
+    A clone keeps description and tags under another VMID, of a VM with a new UUID too (qemu-server, src/PVE/API2/Qemu.pm, clone_vm;
+    pve-container, src/PVE/API2/LXC.pm), and a backup keeps the description wherever it is restored. Markers of earlier versions name
+    neither: of those only the ledger knows.
+    """
+    if marker.get(VMID, str(guest.vmid)) != str(guest.vmid):
+        return f"that of {marker[VMID]}"
+    uuid = uuid_in(config)
+    return f"that of UUID {marker[UUID]}" if marker.get(UUID, uuid) != uuid else ""
+
+
+def uuid_in(config: Mapping[str, Any]) -> str:
+    """A VM's UUID, empty for a container."""
+    return options_in(config.get("smbios1")).get("uuid", "")
+
+
 def identity(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, str]) -> str:
     """What is never the same again, although VMIDs are: PVE gives each clone of a VM a UUID, and we give each instance a nonce."""
-    uuid = options_in(config.get("smbios1")).get("uuid", "")
-    return "/".join(part for part in (str(guest.vmid), uuid, marker[NONCE]) if part)
+    return "/".join(part for part in (str(guest.vmid), uuid_in(config), marker[NONCE]) if part)
 
 
 def instance_in(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, str], note: str = "") -> Instance:
@@ -123,7 +140,7 @@ def instance_in(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, st
     complete = COMPLETE in marker
     running = guest.status == "running"
     return Instance(
-        name=f"{marker[NAME]}-r{marker[RELEASE]}-{marker[SLOT]}", host=guest.node, fleet=marker[NAME], release=int(marker[RELEASE]),
+        name=name_in(marker), host=guest.node, fleet=marker[NAME], release=int(marker[RELEASE]),
         slot=int(marker[SLOT]), image=marker.get(LABEL + "image", ""), address=marker.get(ADDRESS, ""),
         port=int(marker.get(LABEL + "port") or 0), revision=marker.get(LABEL + "revision", ""), id=identity(guest, config, marker),
         state="running" if running else "stopped" if complete else "created", health="none" if complete else "unhealthy",
@@ -131,10 +148,12 @@ def instance_in(guest: Guest, config: Mapping[str, Any], marker: Mapping[str, st
     )
 
 
-def described(instance: Instance, blueprint: Blueprint, created: str, nonce: str, complete: bool = False) -> str:
-    """The description that a guest gets: its marker, with what a stopped guest does not tell."""
+def described(instance: Instance, blueprint: Blueprint, created: str, nonce: str, uuid: str = "", complete: bool = False) -> str:
+    """The description that a guest gets: its marker, with what a stopped guest does not tell. Its UUID is known once it is cloned."""
     marker = marker_of(instance, blueprint, created)
-    marker.update({NONCE: nonce, LABEL + "port": str(instance.port)})
+    marker.update({NONCE: nonce, VMID: str(instance.number), LABEL + "port": str(instance.port)})
+    if uuid:
+        marker[UUID] = uuid
     if instance.address:
         marker[ADDRESS] = instance.address
     if complete:

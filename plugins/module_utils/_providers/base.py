@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence, Tuple
 
 from .._errors import RefusedError
-from .._model import Image, Instance, LastWords, Pool
+from .._model import Copy, Image, Instance, LastWords, Pool
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Provider(Protocol):
 
     def observe(self, fleet: str) -> Tuple[Instance, ...]:
         """All instances that carry the fleet's marker, running or not, in one listing per engine or node."""
+
+    def copies(self, fleet: str) -> Tuple[Copy, ...]:
+        """What bears the fleet's marker, and is none of its instances (see Copy). No other method knows of it, but for its address, which
+        is taken.
+        """
 
     def preflight(self, instances: Sequence[Instance], blueprint: Blueprint) -> None:
         """Raises RefusedError naming what is missing for these instances to exist beside those that run: memory, network, image."""

@@ -24,7 +24,7 @@ from typing import Any, Container, Dict, Iterable, List, Mapping, Optional, Sequ
 
 from .._concurrency import LIMIT, each
 from .._errors import FleetError, InvalidError, RefusedError
-from .._model import Image, Instance, LastWords, Pool
+from .._model import Copy, Image, Instance, LastWords, Pool
 from ._docker_container import (
     MEMORY,
     SECRETS,
@@ -32,11 +32,11 @@ from ._docker_container import (
     account_in,
     container_config,
     digests_of,
+    first_name,
     held_addresses,
     held_ports,
     is_id,
     mount_of,
-    name_in,
     names_registry,
     repository_of,
     secrets_archive,
@@ -174,6 +174,9 @@ class DockerProvider:
         seen = [item for found in each(lambda engine: engine.instances(fleet), self.engines) for item in found]
         return tuple(sorted(seen, key=lambda item: (item.release, item.slot, item.host)))
 
+    def copies(self, fleet: str) -> Tuple[Copy, ...]:
+        return tuple(item for found in each(lambda engine: engine.copies(fleet), self.engines) for item in found)
+
     def seals(self, instances: Sequence[Instance]) -> Mapping[str, str]:
         return dict(pair for found in each(lambda part: self._seals(*part), self._by_engine(instances)) for pair in found)
 
@@ -239,7 +242,7 @@ class DockerProvider:
         names = {item.name for item in instances}
         limits = [
             int((item.get("Labels") or {}).get(MEMORY) or 0) for item in engine.containers()
-            if item.get("State") in ("running", "paused", "restarting") and name_in(item) not in names
+            if item.get("State") in ("running", "paused", "restarting") and first_name(item) not in names
         ]
         total = int(engine.call("asking for its memory", "info").get("MemTotal") or 0)
         need = options["memory"] * len(instances)
@@ -300,17 +303,17 @@ class DockerProvider:
 
     def _taken_as_it_is(self, engine: Engine, instance: Instance, blueprint: Blueprint) -> str:
         """The id of the container that has the instance's name already, if it is the same instance."""
-        found = engine.call(f"looking at {instance.name}", "inspect_container", instance.name)
-        labels = found["Config"].get("Labels") or {}
+        found = next((item for item in engine.instances(instance.fleet) if item.name == instance.name), None)
+        labels = found.marker if found else {}
         wanted = marker_of(instance, blueprint, "")
         differs = [key for key in (NAME, RELEASE, SLOT, LEDGER, LABEL + "hash", LABEL + "image") if labels.get(key) != wanted[key]]
-        if differs:
+        if differs or not found:
             raise RefusedError(
                 f"container {instance.name} on engine {engine.name}",
                 f"its {differs[0]} is {labels.get(differs[0]) or '(none)'}, not {wanted[differs[0]] or '(none)'}",
                 "Release under another number, or remove that container yourself if nobody needs it",
             )
-        return str(found["Id"])
+        return found.id
 
     def start(self, instances: Sequence[Instance], blueprint: Blueprint) -> Tuple[Instance, ...]:
         options = settled_of(blueprint)

@@ -24,7 +24,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError
-from .._model import Image, Instance, LastWords, Pool
+from .._model import Copy, Image, Instance, LastWords, Pool
 from . import _libvirt_seed as seeds
 from ._hosts import same_place
 from ._libvirt_domain import (
@@ -48,7 +48,7 @@ from ._libvirt_domain import (
 )
 from ._libvirt_host import Host, required_sdk
 from ._libvirt_options import IMAGE, OPTIONS, mistakes, ranges_of, settle, shape
-from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, marker_of, refuse_other
+from ._marker import ADDRESS, LABEL, LEDGER, NAME, RELEASE, SLOT, UUID, facts_of, marker_of, name_in, refuse_other
 from ._options import AGENT
 from .base import Blueprint, Permit, leave_started, unconditional
 
@@ -150,7 +150,8 @@ class LibvirtProvider:
             raise InvalidError([f"fleet_libvirt.addresses: {words}; take addresses of it"])
         taken = {str(network.gateway), *others, *(address for _mac, address, _name in network.hosts)}
         taken |= {address for mac, address in self.host.leases(handle) if mac != mac_of(address)}
-        taken |= {item.address for item in self.host.instances() if item.address}
+        bearers = (*self.host.instances(), *(item for item, _whose in self.host.copies()))
+        taken |= {item.address for item in bearers if item.address}
         return (Pool(self.host.name, "network", str(first), str(last), (port, port), tuple(sorted(taken))),)
 
     def _static_network(self, name: str) -> Tuple[Any, Network]:
@@ -165,6 +166,12 @@ class LibvirtProvider:
 
     def observe(self, fleet: str) -> Tuple[Instance, ...]:
         return tuple(each(self._located, self.host.instances(fleet)))
+
+    def copies(self, fleet: str) -> Tuple[Copy, ...]:
+        return tuple(
+            Copy(f"domain {item.name} on host {self.host.name}", self.host.name, name_in(item.marker), f"its marker is {whose}")
+            for item, whose in self.host.copies() if item.fleet == fleet
+        )
 
     def _located(self, instance: Instance) -> Instance:
         """An instance with the address that its guest's agent tells now, where it has no planned one."""
@@ -322,7 +329,7 @@ class LibvirtProvider:
         if self.host.named(instance.name) is None:
             identity = str(uuid.uuid4())
             marker = {
-                **marker_of(instance, blueprint, created), ADDRESS: f"{instance.address}:{instance.port}",
+                **marker_of(instance, blueprint, created), UUID: identity, ADDRESS: f"{instance.address}:{instance.port}",
                 POOL: options["pool"], NETWORK: options["network"],
             }
             mac = mac_of(instance.address) if instance.address else random_mac(identity)
@@ -491,7 +498,9 @@ class LibvirtProvider:
                     raise
 
     def _volumes_of(self, instance: Instance) -> List[Tuple[Any, List[Any]]]:
-        """The volumes of one instance, logs that were put aside included, in the pool that it was made in, if that is still there."""
+        """The volumes of one instance, logs that were put aside included, in the pool that it was made in, if that is still there; without
+        those that another domain has, too, such as a copy that somebody made of the definition alone.
+        """
         try:
             pool = self.host.pool(self._pool_of(instance))
         except RefusedError:
@@ -499,7 +508,9 @@ class LibvirtProvider:
                 return []
             raise
         self.host.refresh(pool)
-        return [(pool, self.host.volumes(pool, prefix_of(instance.name, instance.id)))]
+        volumes = self.host.volumes(pool, prefix_of(instance.name, instance.id))
+        others = self.host.definitions(instance.id) if volumes else ""
+        return [(pool, [volume for volume in volumes if f"'{volume.path()}'" not in others])]
 
     def _prove(self, instances: Sequence[Instance]) -> None:
         """Raises RefusedError naming whatever is still there of what was destroyed."""

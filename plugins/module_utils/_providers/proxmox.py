@@ -28,8 +28,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError, UnreachableError
-from .._model import Image, Instance, LastWords, Pool
-from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, facts_of, refuse_other
+from .._model import Copy, Image, Instance, LastWords, Pool
+from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, VMID, facts_of, name_in, refuse_other
 from ._options import gaps
 from ._proxmox_api import BUSY, Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
 from ._proxmox_cluster import Cluster, Found
@@ -52,7 +52,9 @@ from ._proxmox_guest import (
     told_by_agent,
     told_by_container,
     unlike,
+    uuid_in,
     volumes_of,
+    whose_marker,
 )
 from ._proxmox_options import IMAGE, OPTIONS, band_of, mistakes, ranges_of, settle, shape
 from ._proxmox_preflight import Missing, free_memory, held_at, of_nodes, of_permissions, of_storages, of_tags, of_templates, source_of
@@ -142,7 +144,7 @@ class ProxmoxProvider:
         ranges, band = ranges_of(self.options), band_of(self.options)
         taken = {f"#{guest.vmid}" for guest in self.cluster.guests() if band[0] <= guest.vmid <= band[1]}
         for item in found:
-            taken |= {*addresses_of(item.config), (item.marker or {}).get(LABEL + "address", "")}
+            taken |= {*addresses_of(item.config), (item.marker or item.claimed or {}).get(LABEL + "address", "")}
         if ranges:
             low, high = ranges[0][0], ranges[-1][1]
             taken |= {*gaps(ranges), str(self.options.get("gateway", ""))}
@@ -167,6 +169,13 @@ class ProxmoxProvider:
         instances = [instance_in(item.guest, item.config, item.marker or {}, item.note) for item in found]
         instances = self._with_addresses(list(zip(found, instances)), patience=0.0)
         return tuple(sorted([*instances, *self._out_of_reach(fleet)], key=lambda item: (item.release, item.slot, item.host)))
+
+    def copies(self, fleet: str) -> Tuple[Copy, ...]:
+        pairs = ((item, item.claimed) for item in self.cluster.survey() if item.claimed and item.claimed[NAME] == fleet)
+        return tuple(
+            Copy(item.guest.words, item.guest.node, name_in(marker), f"its marker is {whose_marker(item.guest, item.config, marker)}")
+            for item, marker in pairs
+        )
 
     def _outlast(self, tasks: Mapping[str, str]) -> None:
         """Wait until these tasks have ended: what a killed run began goes on without it. What an offline node was at is over.
@@ -360,7 +369,8 @@ class ProxmoxProvider:
         }
         for found in here:
             marker = found.marker or {}
-            same_name = all(marker.get(key) == wanted[key] for key in (NAME, RELEASE, SLOT))
+            # Without a VMID it may be a copy's marker.
+            same_name = VMID in marker and all(marker.get(key) == wanted[key] for key in (NAME, RELEASE, SLOT))
             if found.guest.vmid != item.number and not same_name:
                 continue
             differs = [key for key in wanted if marker.get(key) != wanted[key]]
@@ -461,7 +471,7 @@ class ProxmoxProvider:
         guest = found.guest
         doing = f"{item.name}: configuring {guest.words}"
         created = (found.marker or {}).get(LABEL + "created", created)
-        description = described(item, blueprint, created, (found.marker or {})[NONCE], complete=True)
+        description = described(item, blueprint, created, (found.marker or {})[NONCE], uuid_in(found.config), complete=True)
         with self._gate(("node", guest.node), PER_NODE):
             root = root_of(found.config)
             if options.get("disk") and root and options["disk"] > root.size:
@@ -784,10 +794,11 @@ class ProxmoxProvider:
 
     def _as_seen(self, instances: Sequence[Instance]) -> Tuple[Instance, ...]:
         self.cluster.forget()
-        wanted = {item.name for item in instances}
+        wanted, numbers = {item.name for item in instances}, {item.number for item in instances}
         here = [found for found in self.cluster.survey() if found.marker]
         pairs = [(found, instance_in(found.guest, found.config, found.marker or {}, found.note)) for found in here]
         pairs = [(found, item) for found, item in pairs if item.name in wanted]
+        pairs.sort(key=lambda pair: pair[1].number in numbers)  # the last of a name counts, and a copy may bear it, too
         seen = {item.name: item for item in self._with_addresses(pairs, TELLING)}
         lost = [item.name for item in instances if item.name not in seen]
         if lost:
