@@ -42,11 +42,13 @@ class LibvirtHost:
     def __enter__(self) -> LibvirtHost:
         self.clear()
         os.makedirs(self.folder, mode=0o755)
-        self.pool = self.connection.storagePoolCreateXML(
+        self.pool = self.connection.storagePoolDefineXML(
             f"<pool type='dir'><name>{self.name}</name><target><path>{self.folder}</path></target></pool>"
         )
         self.network = self.connection.networkDefineXML(self.network_xml())
-        self.network.create()
+        for item in (self.pool, self.network):
+            item.create()
+            item.setAutostart(1)
         return self
 
     def network_xml(self) -> str:
@@ -73,7 +75,10 @@ class LibvirtHost:
             network.undefine()
         subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)  # of a libvirt that was killed
         with suppress(libvirt.libvirtError):
-            self.connection.storagePoolLookupByName(self.name).destroy()
+            pool = self.connection.storagePoolLookupByName(self.name)
+            if pool.isActive():
+                pool.destroy()
+            pool.undefine()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def domains(self) -> list[libvirt.virDomain]:
@@ -101,8 +106,9 @@ class LibvirtHost:
                 )
 
     def volumes(self) -> list[str]:
+        """What is in the pool, without the checksums that stand beside golden volumes."""
         self.pool.refresh()
-        return sorted(self.pool.listVolumes())
+        return sorted(name for name in self.pool.listVolumes() if not name.endswith(".phoenix-checksum"))
 
     def reservations(self) -> list[tuple[str, str]]:
         """Names and addresses that the network has reserved, in what it runs with and in what it will start with."""
@@ -121,11 +127,12 @@ class LibvirtHost:
 
 
 class Cut:
-    """A way to libvirt that can be cut: passes bytes between a socket of its own and libvirt's."""
+    """A way to libvirt that can be cut: passes bytes between a socket of its own and libvirt's, and counts them."""
 
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="phoenix-cut-")
         self.path = f"{self.folder}/libvirt"
+        self.passed = 0
         self.uri = f"qemu+unix:///system?socket={self.path}"
         self.ends: list[socket.socket] = []
         self.listener = socket.socket(socket.AF_UNIX)
@@ -146,6 +153,7 @@ class Cut:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self.passed += len(data)
                 target.sendall(data)
 
     def close(self) -> None:

@@ -205,6 +205,36 @@ def test_an_overlay_is_no_golden_volume(make: MakeCase, host: LibvirtHost) -> No
         case.provider.image(f"{item.name}.{item.id[:8]}.qcow2")
 
 
+def test_a_base_is_read_once_whoever_asks_and_once_more_when_it_changed(
+    make: MakeCase, host: LibvirtHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each asks from an empty home, as a job in an execution environment does."""
+    size = 8 * 1024 ** 2
+    case = make()
+
+    def passed(number: int) -> int:
+        for name in ("HOME", "XDG_CACHE_HOME"):
+            monkeypatch.setenv(name, str(tmp_path / f"home{number}"))
+        cut = Cut()
+        try:
+            connect({**case.options, "uri": cut.uri}).image("large.img")
+            return cut.passed
+        finally:
+            cut.close()
+
+    host.put("large.img", SLEEPER.ljust(size, b"x"))
+    first, second = passed(1), passed(2)
+    assert first > size and second < size // 50
+    host.put("large.img", SLEEPER.ljust(size, b"y"))
+    third, fourth = passed(3), passed(4)
+    assert third > size and fourth < size // 50
+    for note in (b"{}", b"not a checksum", b"x" * size):
+        host.put("large.img.phoenix-checksum", note)
+        assert size < passed(5) < size * 3 // 2, "what is none is neither believed nor read whole"
+    for name in ("large.img", "large.img.phoenix-checksum"):
+        os.unlink(host.folder / name)
+
+
 # Addresses
 
 def test_others_in_the_network_keep_their_addresses(make: MakeCase, host: LibvirtHost) -> None:
@@ -269,6 +299,38 @@ def test_a_network_that_does_not_run_is_told_with_the_command(make: MakeCase, ho
             case.provider.pools(case.fleet, 8080, ["local"])
     finally:
         host.network.create()
+
+
+@pytest.mark.parametrize("kind", ["pool", "network"])
+def test_what_is_not_there_after_the_hosts_restart_is_told_with_the_command_that_keeps_it(
+    make: MakeCase, host: LibvirtHost, kind: str,
+) -> None:
+    case, item = make(), getattr(host, kind)
+    short = "net" if kind == "network" else kind
+    item.setAutostart(0)
+    with pytest.raises(RefusedError, match=f"{kind} {host.name} does not start with the host.*virsh {short}-autostart {host.name}"):
+        case.created(1)
+    xml = item.XMLDesc()
+    if kind == "pool":
+        item.destroy()
+    item.undefine()  # a network still runs
+    if kind == "pool":
+        host.connection.storagePoolCreateXML(xml)
+    with pytest.raises(RefusedError, match=f"{kind} {host.name} is gone when the host restarts.*virsh {short}-define") as refused:
+        case.created(1)
+    assert case.provider.observe(case.fleet) == ()
+    commands = str(refused.value).partition("Run there: ")[2]
+    subprocess.run(commands.replace("virsh", "virsh -c qemu:///system"), shell=True, check=True, capture_output=True, cwd=host.folder)
+    os.unlink(host.folder / f"{host.name}.xml")
+    assert item.isPersistent() and item.autostart()
+    case.created(1)
+
+
+def test_a_host_keeps_memory_for_itself(make: MakeCase, host: LibvirtHost) -> None:
+    total = host.connection.getInfo()[1]
+    case = make(memory=f"{total - 600}m")
+    with pytest.raises(RefusedError, match=f"and {max(512, total // 10)} MiB are the host's own.*Lower fleet_libvirt.memory"):
+        case.provider.preflight(case.planned(1), case.blueprint)
 
 
 def test_both_generations_have_to_fit_into_the_hosts_memory(make: MakeCase, host: LibvirtHost) -> None:

@@ -12,12 +12,13 @@ Volumes are made, filled and read through libvirt's own storage API, never throu
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional, Set, Tuple
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
@@ -36,6 +37,7 @@ PATIENCE = 30  # seconds for a connection
 BEAT = (5, 6)  # seconds between two signs of life of a far host, and how many may be missing
 CHUNK = 256 * 1024  # bytes that one message of libvirt's stream carries
 REFRESH = 10  # seconds for a pool that another job keeps busy
+NOTE, NOTE_SIZE = ".phoenix-checksum", 4096  # the volume that keeps another one's checksum, and what it is smaller than, in bytes
 DIRECTORIES = ("dir", "fs", "netfs")
 
 
@@ -261,13 +263,14 @@ class Host:
         except sdk.libvirtError as error:
             self._fail(f"reading volume {volume.name()}", error)
 
-    def checksum(self, handle: Any, volume: Volume) -> str:
+    def checksum(self, pool: Any, handle: Any, volume: Volume) -> str:
         """The SHA-256 of a volume's content, in hex, read once for as long as the volume is not written.
 
-        That is told by its path, size and time of modification, as by rsync or make, in nanoseconds; the checksum is kept in the cache
-        folder of the user. Raises RefusedError where somebody writes the volume while it is read.
+        That is told by its path, size and time of modification, as by rsync or make, in nanoseconds. The checksum is kept in a small volume
+        beside it, where it serves whoever comes next: an execution environment has no home that lasts. Raises RefusedError where somebody
+        writes the volume while it is read.
         """
-        known = _cached(f"{self.identity()} {volume.stamp}")
+        known = self._noted(pool, volume)
         if known:
             return known
         digest = hashlib.sha256()
@@ -275,8 +278,24 @@ class Host:
         after = volume_in(self.call(f"looking at volume {volume.name}", handle.XMLDesc))
         if after.stamp != volume.stamp:
             raise RefusedError(f"volume {volume.name} on host {self.name}", "it is being written", "Run again when it is whole")
-        _cache(f"{self.identity()} {volume.stamp}", digest.hexdigest())
+        note = json.dumps({"sha256": digest.hexdigest(), "of": volume.stamp}).encode()
+        try:
+            self.make_volume(pool, volume.name + NOTE, "raw", note)
+        except RefusedError:  # a pool that is only read, or another run that is doing it
+            pass
         return digest.hexdigest()
+
+    def _noted(self, pool: Any, volume: Volume) -> str:
+        """The checksum that stands beside a volume, empty where there is none of just this content."""
+        found = self.maybe("looking for a checksum", pool.storageVolLookupByName, volume.name + NOTE)
+        text = bytearray()
+        try:
+            if found and volume_in(self.call("looking at a checksum", found.XMLDesc)).size < NOTE_SIZE:
+                self.read(found, text.extend)
+            note = json.loads(text)
+            return str(note["sha256"]) if note["of"] == volume.stamp and re.match(r"^[0-9a-f]{64}$", note["sha256"]) else ""
+        except (RefusedError, ValueError, KeyError, TypeError):  # none, or one that is just being written, or somebody else's file
+            return ""
 
     # --- networks -----------------------------------------------------------------------------------------------------
 
@@ -302,11 +321,20 @@ class Host:
         doing = f"{'giving back' if gone else 'reserving'} {address} in network {network.name()} for {name}"
         self.call(doing, network.update, command, sdk.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, reservation_xml(name, address), flags)
 
-    # --- the host itself ----------------------------------------------------------------------------------------------
+    def fleeting(self, pools: Iterable[str], network: str) -> List[Tuple[str, str]]:
+        """What of these is not there again after the host's next start: what is wrong, and the commands that put it right."""
+        things = [("pool", f"storage pool {name}", name, self.pool(name)) for name in pools]
+        found = []
+        for kind, what, name, item in [*things, ("net", f"network {network}", network, self.network(network)[0])]:
+            start = f"virsh {kind}-autostart {name}"
+            if not self.call(f"looking at {what}", item.isPersistent):
+                define = f"virsh {kind}-dumpxml {name} > {name}.xml && virsh {kind}-define {name}.xml"
+                found.append((f"{what} is gone when the host restarts", f"{define} && {start}"))
+            elif not self.call(f"looking at {what}", item.autostart):
+                found.append((f"{what} does not start with the host", start))
+        return found
 
-    def identity(self) -> str:
-        """The host's own UUID."""
-        return str(self._capabilities().findtext("host/uuid") or self.uri)
+    # --- the host itself ----------------------------------------------------------------------------------------------
 
     def arch(self) -> str:
         return str(self._capabilities().findtext("host/cpu/arch"))
@@ -357,36 +385,6 @@ def _beat() -> None:
             sdk.virEventRunDefaultImpl()
 
     threading.Thread(target=run, daemon=True).start()
-
-
-# --- checksums that are known -----------------------------------------------------------------------------------------
-
-def _place_of(key: str) -> str:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    folder = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
-    return os.path.join(folder, "phoenix.fleet", "checksums", hashlib.sha256(key.encode("utf-8")).hexdigest())
-
-
-def _cached(key: str) -> str:
-    try:
-        with open(_place_of(key), encoding="ascii") as file:
-            known = file.read().strip()
-    except (OSError, ValueError):
-        return ""
-    return known if re.match(r"^[0-9a-f]{64}$", known) else ""
-
-
-def _cache(key: str, checksum: str) -> None:
-    """Best effort: without a cache the volume is read again."""
-    path = _place_of(key)
-    partial = f"{path}.{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            file.write(checksum + "\n")
-        os.replace(partial, path)
-    except OSError:
-        pass
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

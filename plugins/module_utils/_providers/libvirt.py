@@ -20,7 +20,7 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .._concurrency import each
 from .._errors import DeadlineError, InvalidError, RefusedError
@@ -64,6 +64,7 @@ AGAIN = 5  # seconds until a machine that has not gone is asked again: while it 
 AGENT_PATIENCE = 180  # seconds until an agent has told the address of an instance
 LOG_LINES, LOG_BYTES = 50, 65536
 LEAST_ROOM = 64 * 1024 ** 2  # bytes that an overlay takes by the time its machine has booted
+LEAST_OWN, OWN_SHARE = 512 * 1024 ** 2, 10  # what a host keeps of its memory for itself and QEMU: so many bytes, or one part in so many
 _REFERENCE = re.compile(r"^(?:(?P<pool>[^/@]+)/)?(?P<name>[^/@]+)(?:@sha256:(?P<sha>[0-9a-f]{64}))?$")
 
 
@@ -89,7 +90,7 @@ class LibvirtProvider:
     def image(self, reference: str) -> Image:
         pool, name, wanted = parts_of(reference, self.options["pool"])
         handle, volume = self._golden(reference, pool, name)
-        checksum = self.host.checksum(handle, volume)
+        checksum = self.host.checksum(self.host.pool(pool), handle, volume)
         if wanted and wanted != checksum:
             raise RefusedError(
                 f"image {pool}/{name}", f"its content changed: it has checksum sha256:{checksum}, not sha256:{wanted}",
@@ -246,6 +247,7 @@ class LibvirtProvider:
         self.image(blueprint.image.digest)
         pool, name, _checksum = parts_of(blueprint.image.digest, options["pool"])
         _handle, base = self._golden(blueprint.image.digest, pool, name)
+        self._lasting(dict.fromkeys((options["pool"], pool)), options["network"])
         folder = self._with_room(options["pool"], len(instances))
         self._with_addresses(options["network"], [item.address for item in instances if item.address])
         self._with_memory(instances, options["memory"])
@@ -255,6 +257,15 @@ class LibvirtProvider:
             raise RefusedError(f"host {self.host.name}", "it has no UEFI firmware for virtual machines", remedy)
         arch = self.host.arch()
         return Machine(kind, arch, options["memory"], options["vcpus"], options["firmware"], options["network"], folder), base
+
+    def _lasting(self, pools: Iterable[str], network: str) -> None:
+        """Raises RefusedError where the machines would not come back when their host has restarted."""
+        found = self.host.fleeting(pools, network)
+        if found:
+            raise RefusedError(
+                f"host {self.host.name}", ", and ".join(cause for cause, _command in found) + ", so its machines would not come back",
+                "Run there: " + "; ".join(command for _cause, command in found),
+            )
 
     def _with_room(self, name: str, count: int) -> str:
         """The folder of the storage pool that `count` overlays fit into."""
@@ -279,10 +290,12 @@ class LibvirtProvider:
         names = {item.name for item in instances}
         promised = sum(size for name, size in self.host.promised().items() if name not in names)
         total, need = self.host.memory(), memory * len(instances)
-        if promised + need > total:
+        own = max(LEAST_OWN, total // OWN_SHARE)
+        if promised + need > total - own:
             raise RefusedError(
                 f"host {self.host.name}", f"{len(instances)} instances of {memory // 1024 ** 2} MiB need {need // 1024 ** 2} MiB, but of "
-                f"{total // 1024 ** 2} MiB the machines that run may take {promised // 1024 ** 2} MiB",
+                f"{total // 1024 ** 2} MiB the machines that run may take {promised // 1024 ** 2} MiB, and {own // 1024 ** 2} MiB are the "
+                "host's own",
                 "Lower fleet_libvirt.memory or fleet_size, or stop machines that nobody needs",
             )
 
