@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, List, Mapping
 
 from ..module_utils import _arguments
 from ..module_utils._errors import InvalidError, UnreachableError
-from ..module_utils._model import Balancer, Copy, Definition, Instance, World, from_dict
+from ..module_utils._model import Balancer, Copy, Definition, Instance, Pool, World, from_dict
 from ..plugin_utils import _status
 from ..plugin_utils._action import FleetAction, Result
 from ..plugin_utils._ledger import Ledger, timestamp
@@ -31,8 +31,10 @@ class ActionModule(FleetAction):
         if unseen and not any(item.reachable for item in balancers):
             cause = f"neither instances nor balancers can be observed: {unseen}"
             raise UnreachableError(f"fleet {definition.name}", cause, "See that this controller reaches them, and that they run")
+        instances = tuple(from_dict(Instance, item) for item in seen.get("instances", ()))
+        pools = tuple(from_dict(Pool, item) for item in seen.get("pools", ()))
         copies = tuple(from_dict(Copy, item) for item in seen.get("copies", ()))
-        world = World(tuple(from_dict(Instance, item) for item in seen.get("instances", ())), balancers, copies=copies)
+        world = World(instances, balancers, pools, copies)
         ledger = Ledger(definition.ledger, definition.state_dir)
         name = definition.name
         broken = [*ledger.verify(name), *_status.unlisted(_missing(ledger.standing(), name, task_vars), ledger.name)]

@@ -84,7 +84,7 @@ class ActionModule(FleetAction):
     def _trusted(self, definition: Definition, world: World, history: History) -> World:
         """The world, in which a standby that is not as it was when it was stopped is called unhealthy."""
         recorded = {name: seal for row in history.releases for name, seal in row.seals.items()}
-        standby = [item for item in world.instances if item.release != history.live]
+        standby = [item for item in world.instances if item.release != history.live and not item.note]
         stopped = [item for item in standby if item.state != "running" and item.name in recorded]
         seals = connect(definition.provider, definition.options).seals(stopped) if stopped else {}
         changed = [item for item in standby if not is_sealed(item, recorded.get(item.name, ""), seals.get(item.name, ""))]

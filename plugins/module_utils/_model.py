@@ -29,10 +29,11 @@ class Image:
 class Instance:
     """One container or VM: planned (id is empty) or observed.
 
-    state: planned, created, running, restarting, stopped. health: healthy, unhealthy, starting, none.
+    state: planned, created, running, restarting, stopped, unknown (its host gives no answer). health: healthy, unhealthy, starting, none.
     id is the engine's own, never reused; marker is what the instance itself carries (phoenix.fleet.*). number is the one that the
     ledger issued to it where its pool has ids (a VMID), 0 elsewhere. note says why nothing can be done to it, and what an operator has to
-    do about that: while there is one, the instance is left alone.
+    do about that: while there is one, the instance is left alone, whether it serves or not. Of one whose state is unknown the name may be
+    lacking: the ledger knows it by its number.
     """
 
     name: str

@@ -71,6 +71,14 @@ def reservations(instance: Instance, pools: Mapping[str, Pool]) -> tuple[str, ..
     return tuple(f"{home} {key}" for key in keys)
 
 
+def standing(pools: Iterable[Pool], history: History) -> set[str]:
+    """The names of all whose number is listed as taken. They exist, also where nothing else can be observed of them."""
+    return {
+        history.reserved[key] for pool in pools for taken in pool.taken
+        if taken.startswith("#") and (key := f"{pool.realm or pool.host} {taken}") in history.reserved
+    }
+
+
 def place_of(keys: Iterable[str], pools: Iterable[Pool], port: int, standing: Mapping[str, int]) -> Place | None:
     """The place that one of these reservations is for, None where it is for none that is still free.
 

@@ -13,7 +13,7 @@ serve, and which are kept? **Wave**: the steps from what is seen to the aim. All
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 
@@ -194,6 +194,12 @@ def _refuse_silence(scene: Scene, goal: Goal) -> None:
         )
 
 
+def _refuse_unseen(scene: Scene, goal: Goal) -> None:
+    """A fleet that is taken away holds nothing any more: an address that comes back with its node would be another fleet's by then."""
+    for name, why in scene.unseen.items() if goal.verb != "abort" else ():
+        raise RefusedError(f"instance {name}", f"{why}. Until then the fleet cannot be taken away whole", "Then run again")
+
+
 # Settle: what a run that did not end means
 
 def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
@@ -203,6 +209,7 @@ def _settle(scene: Scene, goal: Goal) -> tuple[int, Plan | None]:
         return scene.history.live, None
     if entry.verb == "retire":
         if "retire" in entry.records:
+            _refuse_unseen(scene, goal)
             return 0, _forward(scene, goal, entry)
         return entry.source, None if goal.verb == "retire" else _back(scene, goal, entry, served=True)
     if entry.source == entry.target:
@@ -236,6 +243,11 @@ def _serves_everywhere(scene: Scene, release: int) -> bool:
     return all(scene.is_settled(name) for name in scene.servers_of.get(release, ()))
 
 
+def _is_torn(scene: Scene, release: int) -> bool:
+    """Some of its servers have traffic on a part of the balancers only: a run was killed while it shifted that."""
+    return any(0 < scene.sights[name].weighted < len(scene.answering) for name in scene.servers_of.get(release, ()))
+
+
 def _forward(scene: Scene, goal: Goal, entry: Entry) -> Plan:
     """Complete what was committed: nothing is made, since the release is whole (or there is no way back)."""
     row = scene.rows.get(entry.target)
@@ -253,14 +265,19 @@ def _back(scene: Scene, goal: Goal, entry: Entry, served: bool) -> Plan:
     listed = [name for name in scene.servers_of.get(entry.source, ()) if not served or entry.source == 0]
     known = {item.name: item for item in scene.instances_of.get(entry.source, ())}
     chosen = [known.get(name) or _as_listed(scene, name) for name in listed]
+    later: frozenset[str] = frozenset()
     if served:
         chosen += [item for item in known.values() if runs(item)]
+    if served and _is_torn(scene, entry.target) and any(scene.is_listed(item.name) for item in chosen):
+        # What came back with its host is staged when nothing of the rejected one serves: staging evens out who does.
+        later = frozenset(item.name for item in chosen if not scene.is_listed(item.name))
+        chosen = [item for item in chosen if item.name not in later]
     rejected = frozenset({entry.target} if served and entry.target else ())
     aim = Aim(
         entry.source, tuple(chosen), keep=_standbys(scene, entry.source, without=rejected),
         unproven=frozenset(item.name for item in chosen if served and not scene.is_listed(item.name)),
         # The first release of a fleet is kept to be looked at; the next run takes it away.
-        inspect=0 if entry.source or chosen else entry.target, unserved=0 if served else entry.target,
+        inspect=0 if entry.source or chosen else entry.target, unserved=0 if served else entry.target, later=later,
     )
     where = f"back to r{entry.source}" if entry.source else "nothing was live before"
     what = f"r{entry.target}" if entry.target else f"the {entry.verb}"
@@ -292,7 +309,8 @@ def _put_right(scene: Scene, goal: Goal, entry: Entry, aim: Aim, verb: str, outc
                 _refuse_silence(scene, goal)
             return Plan("abort", entry.source, entry.target, outcome, reasons=tuple(reasons))
     made = _plan(scene, verb, entry.source, entry.target, (steps,), aim, outcome=outcome, reasons=reasons, again=goal.verb != "abort")
-    return replace(made, silent=tuple(scene.silent), closes=not scene.silent or bool(aim.unserved))
+    closes = (not scene.silent or bool(aim.unserved)) and not (outcome == "retired" and scene.unseen)
+    return replace(made, silent=tuple(scene.silent), closes=closes)
 
 
 def _adoption(scene: Scene, goal: Goal) -> Plan | None:
@@ -301,18 +319,17 @@ def _adoption(scene: Scene, goal: Goal) -> Plan | None:
     heads = [(item.head.fence, item.head.live, item.host) for item in scene.answering if item.head]
     if not scene.definition.adopt or not heads:
         return None
-    known = all(item.head is None or item.head.is_known_to(history) for item in scene.answering)
-    if history.entry and known:
+    if history.entry and all(item.head is None or item.head.is_known_to(history) for item in scene.answering):
         return None
     _fence, live, host = max(heads)
     if not live or (live == history.live and live in scene.rows) or not scene.is_weighted(live):
         return None
     _refuse_silence(scene, goal)
     wanted = tuple(item for item in scene.instances_of.get(live, ()) if scene.serves(item.name))
-    marker = wanted[0].marker if wanted else {}
+    known = next((item for item in wanted if item.image), Instance("", "", "", 0, 0, "", "", 0))
     row = Release(
-        live, "open", wanted[0].image if wanted else "", wanted[0].image if wanted else "", marker.get("phoenix.fleet.hash", ""),
-        max(1, len(scene.servers_of[live])), revision=wanted[0].revision if wanted else "",
+        live, "open", known.image, known.image, known.marker.get("phoenix.fleet.hash", ""), max(1, len(scene.servers_of[live])),
+        revision=known.revision,
     )
     reason = f"takes over r{live}, which is live by the head on {host}"
     waves = ((Step("commit", release=live),),)
@@ -364,7 +381,7 @@ def _rollback(scene: Scene, live: int, goal: Goal) -> Plan:
         row = former[0]
     target = replace(_overruling(row, now.definition.get("size", 0)), size=now.size)
     members = scene.instances_of.get(target.number, ())
-    kept = [item for item in members if item.health != "unhealthy" and item.state != "restarting" and not item.note]
+    kept = [item for item in members if item.health != "unhealthy" and item.state != "restarting" and (runs(item) or not item.note)]
     chosen = _distinct(sorted(kept, key=lambda item: (not runs(item), item.slot)))[:target.size]
     reasons = [f"back from r{live}", f"{len(chosen)} of {target.size} kept as standby"]
     return _replaced(scene, "rollback", live, target, _filled(scene, target, chosen), reasons)
@@ -383,6 +400,7 @@ def _heal(scene: Scene, live: int, goal: Goal) -> Plan:
 
 
 def _retire(scene: Scene, live: int, goal: Goal) -> Plan:
+    _refuse_unseen(scene, goal)
     waves = _waves(scene, Aim(0, retire=True)) if any(not item.note for item in scene.ours) or scene.sights or live else ()
     return _plan(scene, "retire", live, 0, waves, Aim(0), outcome="retired", reasons=["the fleet is taken away, its history stays"])
 
@@ -533,7 +551,8 @@ def _filled(scene: Scene, row: Release, chosen: Iterable[Instance]) -> tuple[Ins
     if missing <= 0:
         return tuple(chosen)
     used = {item.slot for item in scene.instances_of.get(row.number, ())}
-    used |= {scene.numbers(name)[1] for name in scene.servers_of.get(row.number, ())}
+    used |= {scene.numbers(name)[1] for name in (*scene.servers_of.get(row.number, ()), *scene.standing)
+             if scene.numbers(name)[0] == row.number}
     slots = islice((slot for slot in count(1) if slot not in used), missing)
     names = {slot: f"{definition.name}-r{row.number}-{slot}" for slot in slots}
     port = int(row.definition.get("port", definition.port))
@@ -570,9 +589,9 @@ def _taken(scene: Scene) -> set[str]:
         taken |= {sight.server.address, f"{sight.server.address}:{sight.server.port}"}
     for item in scene.world.instances:
         taken |= {item.address, f"{item.address}:{item.port}"}
-    # A reservation of ours lapses when nothing bears its name any more and no crashed run may still make it.
-    held = {item.name for item in scene.ours} | scene.sights.keys() | scene.unsettled
-    keep_all = bool(history.entry or scene.silent)
+    # A reservation of ours lapses when nothing bears its name or its number any more and no crashed run may still make it.
+    held = {item.name for item in scene.ours} | scene.sights.keys() | scene.unsettled | scene.standing
+    keep_all = bool(history.entry or scene.silent or not scene.world.pools)
     return taken | {key for key, name in history.reserved.items() if keep_all or name in held or scene.numbers(name) == (0, 0)}
 
 
@@ -666,6 +685,7 @@ def _wave(scene: Scene, aim: Aim) -> tuple[Step, ...]:
 def _unwanted(scene: Scene, aim: Aim) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
     """What is stopped, and what is destroyed."""
     serving = {(item.name, item.host) for item in aim.wanted}
+    spare = {(item.name, item.host) for number in aim.keep for item in _spare(scene, number)}
     stop: list[Instance] = []
     destroy: list[Instance] = []
     for item in scene.ours:
@@ -674,12 +694,19 @@ def _unwanted(scene: Scene, aim: Aim) -> tuple[tuple[Instance, ...], tuple[Insta
             continue
         if scene.silent and (item.release != aim.unserved or not aim.unserved):
             continue
-        if item.release != aim.live and item.release in aim.keep:
+        if item.release != aim.live and item.release in aim.keep and (item.name, item.host) not in spare:
             if scene.definition.standby == "stopped" and item.state in ("running", "restarting"):
                 stop.append(item)
         else:
             destroy.append(item)
     return tuple(stop), tuple(destroy)
+
+
+def _spare(scene: Scene, release: int) -> list[Instance]:
+    """What a standby has beyond the size of its release: what came back with its node, when others had taken its place already."""
+    idle = scene.definition.standby == "stopped"
+    members = [item for item in scene.ours if item.release == release and not item.note]
+    return sorted(members, key=lambda item: (runs(item) == idle, item.slot, item.host))[_size_of(scene, release):]
 
 
 Manner = Callable[[Scene, str], Server]
@@ -740,21 +767,34 @@ def _numbered(scene: Scene, aim: Aim) -> dict[str, int]:
 
 def _reserved(scene: Scene, aim: Aim) -> dict[str, str]:
     """`HOST KEY` -> name of all that the fleet holds, what a crashed run or a silent balancer may still hold included."""
-    held = {key: item.name for item in (*scene.ours, *aim.wanted) if item.host for key in reservations(item, scene.pools)}
+    here = [item for item in (*scene.ours, *aim.wanted) if item.host and item.state != "unknown"]
+    held = {key: item.name for item in here for key in reservations(item, scene.pools)}
     seen = set(held.values())
+    # Where nobody can say which numbers are taken, all may be.
+    keep_all = bool(scene.history.entry or not scene.world.pools)
     for key, name in scene.history.reserved.items():
         # What is seen holds what it has; a silent balancer may still send requests to where it was.
-        unseen = name not in seen and (scene.history.entry or name in scene.sights or name in scene.unsettled)
+        unseen = name not in seen and (keep_all or name in scene.sights or name in scene.unsettled or name in scene.standing)
         if scene.numbers(name) != (0, 0) and (scene.silent or unseen):
             held.setdefault(key, name)
     return held
+
+
+def _of_what_stays(scene: Scene) -> Iterator[str]:
+    """Of what can neither be asked nor touched."""
+    notes = {**scene.unseen, **{item.name: item.note for item in scene.ours if item.note}}
+    for name, why in notes.items():
+        yield f"{name} is left alone: {why}" + ("; every balancer calls it up" if name in scene.vouched else "")
+    for name in scene.vouched:
+        if name not in notes:
+            yield f"no listing shows {name}, and every balancer calls it up: that counts"
 
 
 def _plan(
     scene: Scene, verb: str, source: int, target: int, waves: Waves, aim: Aim, outcome: str = "live",
     release: Release | None = None, reasons: Iterable[str] = (), again: bool = False,
 ) -> Plan:
-    reasons = (*reasons, *(f"{item.name} is left alone: {item.note}" for item in scene.ours if item.note))
+    reasons = (*reasons, *_of_what_stays(scene))
     if not waves:
         return Plan(verb, source, target, outcome, (), release, reasons, again)
     ids = {name: number for name, number in _numbered(scene, aim).items() if scene.numbers(name) != (0, 0)}

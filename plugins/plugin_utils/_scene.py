@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ..module_utils._model import Balancer, Copy, Definition, History, Instance, Pool, Release, Server, Step, World
-from ._placement import reservations
+from ._placement import reservations, standing
 from ._registrations import elsewhere, from_before
 
 LIVE = 100
 """The weight of a live server. HAProxy takes 0 to 256; a canary's share needs room above and below."""
+
+UNSEEN = "its number is taken, and nothing else can be observed of it; bring its host back"
 
 
 def without_copies(world: World, history: History) -> World:
@@ -55,11 +57,15 @@ class Scene:
     ours are the fleet's instances that this ledger may touch, foreign those that carry another ledger's marker. Servers that bear
     no name of this fleet's are release 0; strangers are those of them that were never ours to begin with. unconfirmed are the servers of
     which some balancer was told and has given no receipt, unsettled also those to whose address HAProxy may still send requests.
+    standing are the names of all that exist by their number, unseen those of them of which no more is known, and what to do about that.
+
+    A server that every answering balancer calls up stands for its instance where no listing shows that: then `instances_of` has it as
+    running, and `vouched` its name. Silence proves nothing; what is observed to be stopped is stopped.
     """
 
     def __init__(self, definition: Definition, world: World, history: History) -> None:
         self.definition = definition
-        self.world = world = without_copies(world, history)
+        self.world = world = identified(definition, without_copies(world, history), history)
         self.history = history
         self.rows: dict[int, Release] = {row.number: row for row in history.releases}
         self.pools: dict[str, Pool] = {pool.host: pool for pool in world.pools}
@@ -73,8 +79,9 @@ class Scene:
         self.elsewhere = elsewhere(definition, history)
         for host, backend in self.elsewhere:
             self.silent.setdefault(host if backend == definition.backend else f"{host} (backend {backend})", "it is not in the definition")
-        self._name = re.compile(rf"{re.escape(definition.name)}-r([1-9][0-9]*)-([1-9][0-9]*)")
+        self._name = named(definition.name)
         self._numbers: dict[str, tuple[int, int]] = {}
+        self.standing = {name for name in standing(world.pools, history) if self.numbers(name)[0]}
         self._index_servers()
         self._index_instances()
         unknown = from_before(definition, world, history, self.ours)
@@ -110,7 +117,6 @@ class Scene:
         self.ours: list[Instance] = []
         self.foreign: list[Instance] = []
         self.instances_of: dict[int, list[Instance]] = {}
-        self.running: set[str] = set()
         for item in sorted(self.world.instances, key=lambda item: (item.release, item.slot, item.host, item.id)):
             if item.fleet != self.definition.name:
                 continue
@@ -120,8 +126,21 @@ class Scene:
                     continue
             self.ours.append(item)
             self.instances_of.setdefault(item.release, []).append(item)
-            if runs(item):
-                self.running.add(item.name)
+        shown = {item.name for item in self.world.instances if item.fleet == self.definition.name and item.state != "unknown"}
+        lost = {item.name: item for item in self.ours if item.state == "unknown"}
+        unseen = sorted((self.standing | lost.keys()) - shown)
+        self.unseen = {name: lost[name].note if name in lost else UNSEEN for name in unseen}
+        self.vouched = [name for name in self.sights if self.numbers(name)[0] and name not in shown and self.is_up(name)]
+        for name in self.vouched:
+            self._vouch(name, lost.get(name))
+        self.running = {item.name for items in self.instances_of.values() for item in items if runs(item)}
+
+    def _vouch(self, name: str, lost: Instance | None) -> None:
+        server, (release, slot) = self.sights[name].server, self.numbers(name)
+        item = lost or Instance(name, "", self.definition.name, release, slot, "", "", 0)
+        item = replace(item, address=server.address, port=server.port, state="running", note="")
+        others = [other for other in self.instances_of.get(release, ()) if other.name != name]
+        self.instances_of[release] = sorted([*others, item], key=lambda item: (item.slot, item.host, item.id))
 
     def is_ours(self, instance: Instance) -> bool:
         """Its marker names our ledger, or our ledger has adopted it: then it holds a reservation for just this name at just this place."""
@@ -162,7 +181,7 @@ class Scene:
     # Questions about a release
 
     def up_count(self, release: int) -> int:
-        """How many of its instances run and are up on the answering balancer that sees the fewest.
+        """How many of its instances run, or are vouched for, and are up on the answering balancer that sees the fewest.
 
         Where no balancer lists any of them, the running ones count: nobody says that they are not well.
         """
@@ -212,4 +231,28 @@ def carried_out(world: World, wave: Iterable[Step], ledger: str) -> World:
 
 
 def runs(instance: Instance) -> bool:
-    return instance.state == "running" and instance.health != "unhealthy" and not instance.note
+    return instance.state == "running" and instance.health != "unhealthy"
+
+
+def identified(definition: Definition, world: World, history: History) -> World:
+    """The world, in which what no host shows any more is who the ledger knows by its number; what it does not know so is left out.
+
+    Its marker cannot be read, nor perhaps its name: nobody else has its number, since none is issued twice.
+    """
+    known = {key.partition(" #")[2]: name for key, name in history.reserved.items() if " #" in key}
+    names = named(definition.name)
+
+    def found(item: Instance) -> Iterator[Instance]:
+        if item.state != "unknown":
+            yield item
+        elif match := names.fullmatch(known.get(str(item.number), "")):
+            yield replace(
+                item, name=match[0], release=int(match[1]), slot=int(match[2]), marker={"phoenix.fleet.ledger": history.ledger},
+            )
+
+    return replace(world, instances=tuple(now for item in world.instances for now in found(item)))
+
+
+def named(fleet: str) -> re.Pattern[str]:
+    """What the names of a fleet's instances are like, with release and slot."""
+    return re.compile(rf"{re.escape(fleet)}-r([1-9][0-9]*)-([1-9][0-9]*)")

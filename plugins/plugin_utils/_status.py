@@ -14,7 +14,8 @@ from typing import Any
 
 from ..module_utils._model import Balancer, Definition, History, Instance, Release, Server, World, to_dict
 from . import _registrations as law
-from ._scene import without_copies
+from ._placement import standing
+from ._scene import UNSEEN, identified, named, without_copies
 from ._story import way_back
 
 RELEASES = 5
@@ -29,7 +30,7 @@ def status(
 
     unseen says why the instances could not be observed; world has none then, and nothing is concluded from that.
     """
-    world = without_copies(world, history)
+    world = identified(definition, without_copies(world, history), history)
     rows = {row.number: row for row in history.releases}
     live = rows.get(history.live)
     found = [*broken, *_of_ledger(definition, history, lease), *_of_registrations(definition, history)]
@@ -112,15 +113,25 @@ def _of_balancers(definition: Definition, world: World, history: History) -> Ite
     for balancer in answering:
         yield from _of_head(definition, balancer, history)
     instances = {item.name: item for item in world.instances}
+    vouched = _vouched(definition, world)
     names = {server.name for balancer in answering for server in balancer.servers}
     for balancer in answering:
         listed = {server.name: server for server in balancer.servers}
         for name in sorted(names - listed.keys()):
             yield f"{balancer.host} has no server {name}, and others do; {_heals(definition)}"
         for server in listed.values():
-            yield from _of_server(definition, balancer, server, instances.get(server.name), bool(world.instances), history)
+            seen = bool(world.instances) and server.name not in vouched
+            yield from _of_server(definition, balancer, server, instances.get(server.name), seen, history)
         for server in balancer.strangers:
             yield f"{balancer.host} has the server {server.name} ({server.address}:{server.port}), which is not of this fleet"
+
+
+def _vouched(definition: Definition, world: World) -> dict[str, int]:
+    """The servers that every balancer calls up, and of which no listing shows whether they run; with their releases."""
+    shown = {item.name for item in world.instances if item.state != "unknown"}
+    up = [{server.name for server in balancer.servers if server.up} for balancer in world.balancers if balancer.reachable]
+    found = (named(definition.name).fullmatch(name) for name in sorted(set.intersection(*up) - shown if up else ()))
+    return {match[0]: int(match[1]) for match in found if match}
 
 
 def _of_head(definition: Definition, balancer: Balancer, history: History) -> Iterator[str]:
@@ -171,14 +182,23 @@ def _of_server(
 def _of_instances(definition: Definition, world: World, history: History) -> Iterator[str]:
     rows = {row.number: row for row in history.releases}
     answering = [balancer for balancer in world.balancers if balancer.reachable]
-    count = 0
+    vouched = _vouched(definition, world)
+    seen = {item.name for item in world.instances}
+    for name in sorted(vouched.keys() - seen):
+        yield f"no listing shows {name}, and every balancer calls it up: it stays; see whether it runs, and who has hidden it"
+    for name in sorted(standing(world.pools, history) - seen):
+        if named(definition.name).fullmatch(name):
+            yield f"instance {name} is left alone: {UNSEEN}"
+    count = list(vouched.values()).count(history.live)
     for item in world.instances:
         owner = item.marker.get("phoenix.fleet.ledger", history.ledger)
         row = rows.get(item.release)
         if owner != history.ledger and item.name not in history.reserved.values():
             yield f"instance {item.name} on {item.host} belongs to another ledger ({owner or 'none'}); to take it over: -e fleet_adopt=true"
         elif item.note:
-            yield f"instance {item.name} on {item.host} is left alone: {item.note}"
+            count += item.release == history.live and item.state == "running"
+            up = "; every balancer calls it up" if item.name in vouched else ""
+            yield f"instance {item.name} on {item.host} is left alone: {item.note}{up}"
         elif item.release == history.live:
             count += 1
             if item.state != "running":
@@ -190,6 +210,8 @@ def _of_instances(definition: Definition, world: World, history: History) -> Ite
         elif history.entry is None and (row is None or row.status in ("failed", "retired")):
             why = f"r{item.release} is {row.status}" if row else f"the ledger knows no r{item.release}"
             yield f"instance {item.name} on {item.host} is left over: {why}; {_heal(definition)} takes it away"
+        elif history.entry is None and definition.standby == "stopped" and item.state == "running":
+            yield f"instance {item.name} on {item.host} runs, and r{item.release} is a standby; {_heal(definition)} takes it away"
     live = rows.get(history.live)
     if live is not None and count < live.size:
         yield f"{count} of {live.size} instances of r{live.number} exist; {_heal(definition)} makes the others"

@@ -44,17 +44,19 @@ class Crash(BaseException):
 class Box:
     """An instance as it is. well: it answers, if it runs. serial grows with each start and each change by somebody's hand.
 
-    shy: where addresses are found out, nobody has yet heard its own. That takes time, or a start that waits for it.
+    shy: where addresses are found out, nobody has yet heard its own. That takes time, or a start that waits for it. dark: its host has no
+    power, and starts it again when it has.
     """
 
     instance: Instance
     well: bool = True
     serial: int = 0
     shy: bool = False
+    dark: bool = False
 
     @property
     def answers(self) -> bool:
-        return self.well and self.instance.state == "running"
+        return self.well and self.instance.state == "running" and not self.dark
 
 
 @dataclass
@@ -183,6 +185,7 @@ class Site:
     copies: int = 0
     fleet: str = "web"
     numbers_given: dict[int, str] = field(default_factory=dict)
+    must_serve: set[str] = field(default_factory=set)
 
     def tick(self, what: str) -> None:
         self.ticks += 1
@@ -206,6 +209,14 @@ class Site:
                 box.instance = replace(box.instance, state="stopped")
                 self.died.add(name)
                 self.kills += 1
+
+    def lose(self, host: str, lost: bool = True) -> None:
+        """A host loses its power, or has it again."""
+        for box in self.boxes.values():
+            if box.instance.host == host and box.instance.marker:
+                self.kills += lost and box.answers and any(box.instance.name in balancer.lines for balancer in self.balancers)
+                box.dark = lost
+                (self.died.add if lost else self.died.discard)(box.instance.name)
 
     def pass_time(self) -> None:
         for balancer in self.balancers:
@@ -233,6 +244,9 @@ class Site:
                     serving += 1
                 elif name not in self.died and self.numbers(name):
                     raise LawBrokenError(f"{what}: {balancer.host} sends requests to {name}, which does not answer")
+            lost = {name for name in self.must_serve if name not in balancer.lines or not balancer.lines[name].takes_traffic}
+            if lost:
+                raise LawBrokenError(f"{what}: {balancer.host} gives no more traffic to {sorted(lost)}")
             if serving < self.need - self.kills:
                 raise LawBrokenError(f"{what}: only {serving} of {self.need} serve on {balancer.host}")
 
@@ -277,6 +291,10 @@ class SimulatedProvider:
         self.room = room
         self.ids = ids
         self.silent = False
+        self.unasked: set[str] = set()
+        """Hosts of a cluster that give no answer: nothing but the numbers of what they have is known."""
+        self.omitted: set[str] = set()
+        """The names of instances that no listing shows, for whatever reason."""
 
     # Asking
 
@@ -290,10 +308,17 @@ class SimulatedProvider:
         self._answer()
         pools = tuple(self._pool(host, f"10.0.{1 if self.ids[1] else number}", port) for number, host in enumerate(self.hosts, 1))
         numbers = tuple(f"#{box.instance.number}" for box in self.site.boxes.values() if box.instance.number)
-        return tuple(replace(pool, realm="cluster", ids=self.ids, taken=pool.taken + numbers) if self.ids[1] else pool for pool in pools)
+        return tuple(
+            replace(pool, realm="cluster", ids=self.ids, taken=pool.taken + numbers) if self.ids[1] else pool
+            for pool in pools if pool.host not in self.unasked
+        )
+
+    def _is_shown(self, instance: Instance) -> bool:
+        return instance.host not in self.unasked and instance.name not in self.omitted
 
     def _pool(self, host: str, network: str, port: int) -> Pool:
         here = [box.instance for box in self.site.boxes.values() if box.instance.host == host or self.ids[1]]
+        here = [item for item in here if self._is_shown(item)]
         if self.kind == "dynamic":
             return Pool(host, "dynamic", ports=(port, port))
         if self.kind == "published":
@@ -303,11 +328,15 @@ class SimulatedProvider:
 
     def observe(self, fleet: str) -> tuple[Instance, ...]:
         self._answer()
-        found = (self._as_seen(box) for box in self.site.boxes.values() if box.instance.fleet == fleet and box.instance.host in self.hosts)
+        boxes = [box for box in self.site.boxes.values() if box.instance.fleet == fleet and box.instance.host in self.hosts]
+        found = (self._as_seen(box) for box in boxes if box.instance.name not in self.omitted)
         return tuple(sorted(found, key=lambda item: (item.release, item.slot, item.host)))
 
     def _as_seen(self, box: Box) -> Instance:
         """Where addresses are found out, what is stopped or has just been made does not tell its own."""
+        if box.instance.host in self.unasked:
+            note = f"{box.instance.host} gives no answer"
+            return Instance("", box.instance.host, self.site.fleet, 0, 0, "", "", 0, state="unknown", number=box.instance.number, note=note)
         hidden = self.kind == "dynamic" and box.instance.marker and (box.shy or box.instance.state != "running")
         return replace(box.instance, address="") if hidden else box.instance
 
@@ -372,6 +401,8 @@ class SimulatedProvider:
             if existing.instance.marker.get(LEDGER) != blueprint.ledger:
                 raise RefusedError(f"instance {planned.name} on {planned.host}", "its name is taken by somebody else's")
             return existing.instance
+        if planned.host in self.unasked:
+            raise UnreachableError(f"instance {planned.name} on {planned.host}", "its host gives no answer")
         if bool(planned.number) != bool(self.ids[1]):
             raise LawBrokenError(f"{planned.name} has the number {planned.number}")
         if planned.number:
@@ -382,7 +413,9 @@ class SimulatedProvider:
                 raise RefusedError(f"instance {planned.name} on {planned.host}", f"number {planned.number} is already in use")
         site.serial += 1
         address = planned.address or f"10.9.{site.serial // 250}.{site.serial % 250 + 1}"
-        if any((box.instance.address, box.instance.port) == (address, planned.port) for box in site.boxes.values()):
+        # A node of a cluster does not know what the others have; an engine knows all that it has, listed or not.
+        shown = [box.instance for box in site.boxes.values() if self._is_shown(box.instance) or not self.ids[1]]
+        if any((item.address, item.port) == (address, planned.port) for item in shown):
             raise RefusedError(f"instance {planned.name} on {planned.host}", f"address {address} is already in use")
         site.may_have(planned.name, address, planned.port)
         made = replace(
@@ -428,6 +461,8 @@ class SimulatedProvider:
     def _found(self, item: Instance) -> Box | None:
         """By id, with the marker that the caller says it has: names, addresses and ids get reused. None where it vanished."""
         box = self.site.boxes.get((item.host, item.name))
+        if box is not None and box.instance.host in self.unasked:
+            raise UnreachableError(f"instance {item.name} on {item.host}", "its host gives no answer")
         if box is None or box.instance.id != item.id:
             return None
         actual, said = box.instance.marker, item.marker

@@ -333,6 +333,7 @@ def test_heal_replaces_what_is_not_well(mishap: str, reason: str) -> None:
     fleet.site.died.add("web-r1-1")
     if mishap == "vanished":
         del fleet.site.boxes["host1", "web-r1-1"]
+        fleet.site.pass_time()
     elif mishap == "drained":
         line.server = replace(line.server, state="drain")
     else:
@@ -348,6 +349,7 @@ def test_heal_replaces_a_share_at_once() -> None:
     fleet.site.kill("web-r1-1")
     del fleet.site.boxes["host1", "web-r1-3"]
     fleet.site.died.add("web-r1-3")
+    fleet.site.pass_time()
     assert told(fleet.plan(Goal("heal"))) == [  # 20 % of 4 are less than one: one at a time
         "create r1-5", "check r1-5", "stage r1-1=100 r1-2=100 r1-3=100 r1-4=100 r1-5=0", "gate r1-2=100 r1-4=100 r1-5=100",
         "switch r1-2=100 r1-3=100 r1-4=100 r1-5=100 r1-1~", "watch r1-2=100 r1-4=100 r1-5=100",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ansible_collections.phoenix.fleet.plugins.module_utils._errors import FleetError
@@ -87,6 +88,8 @@ def owed(fleet: Unlucky, goal: Goal) -> int:
         return 0
     if entry and not entry.source and "revert" in entry.records:
         return 0  # a first release that was rejected goes out of traffic, and there is nothing to go back to
+    if entry and "revert" in entry.records and fleet.returned:
+        return 0  # of what was rejected and has come back, nothing is given traffic anew, wherever it had any before its host was lost
     now = min(sum(line.takes_traffic and fleet.site.answers(line.server) for line in item.lines.values()) for item in fleet.site.balancers)
     sizes = [row.size for row in fleet.ledger.releases.values() if row.status in ("live", "open")]
     return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
@@ -98,6 +101,7 @@ class Unlucky(Fleet):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.late: list[Callable[[], None]] = []
+        self.returned = False
 
     def orphan(self) -> None:
         """Whatever the run was about to make, its workers will make some day. There are none before the intent is written."""
@@ -295,3 +299,113 @@ def test_a_heal_replaces_no_more_than_its_share_at_once(
     assert attempt(fleet, Goal("heal", share=share)) == "reached" and not fleet.plan(Goal("heal")).waves
     names = {name for _host, name in fleet.site.boxes}
     assert len(names) == size and (outcome == "crashed" or not names & ill.keys())
+
+
+clusters = st.builds(
+    fleet_of, size=st.integers(1, 4), balancers=st.integers(1, 2), hosts=st.integers(2, 3), keep=st.integers(0, 2),
+    kind=st.sampled_from(["network", "dynamic"]), standby=st.sampled_from(["stopped", "running"]), ids=st.just((100, 999)),
+)
+silences = st.tuples(st.sampled_from(["names", "hosts"]), st.integers(0, 255))
+
+
+def hush(fleet: Unlucky, part: str, which: int) -> None:
+    """Whatever part of the listing is silent: any instances, or all that some hosts of a cluster have. Everything goes on meanwhile."""
+    provider = fleet.provider
+    names = sorted(box.instance.name for box in fleet.site.boxes.values() if box.instance.marker and box.instance.fleet == "web")
+    hosts = [host for host in provider.hosts if provider.ids[1] and part == "hosts"]
+    provider.unasked = {host for bit, host in enumerate(hosts) if which >> bit & 1}
+    provider.omitted = {name for bit, name in enumerate(names) if part == "names" and which >> bit & 1}
+
+
+def up_everywhere(fleet: Unlucky) -> set[str]:
+    return set.intersection(*(
+        {name for name, line in item.lines.items() if line.checked and line.takes_traffic} for item in fleet.site.balancers
+    ))
+
+
+@given(st.one_of(fleets, clusters), pasts, st.lists(st.tuples(goals, silences, instants, silences, instants), max_size=4))
+@settings(max_examples=500)
+def test_no_heal_takes_traffic_from_what_every_balancer_calls_up(
+    fleet: Unlucky, past: list[Goal], runs: list[tuple[Goal, tuple[str, int], int, tuple[str, int], int]],
+) -> None:
+    """Whatever part of the listing is silent, in whatever order of verbs, and wherever they are killed."""
+    for item in past:
+        attempt(fleet, item)
+    for goal, silence, at, another, then in runs:
+        hush(fleet, *silence)
+        fleet.site.events = {at: crash}
+        attempt(fleet, goal)
+        fleet.site.events.clear()
+        fleet.site.pass_time()
+        hush(fleet, *another)
+        entry, row = fleet.ledger.entry, fleet.ledger.releases.get(fleet.ledger.live)
+        up = up_everywhere(fleet)
+        if entry is None and row is not None and len(up) <= row.size:
+            fleet.site.must_serve = up
+            event(f"{len(up)} up, {len(up & {item.name for item in fleet.provider.observe('web')})} of them listed")
+        fleet.site.events = {then: crash}
+        attempt(fleet, Goal("heal"))
+        fleet.site.must_serve = set()
+    fleet.site.events.clear()
+    hush(fleet, "", 0)
+    finish(fleet)
+
+
+@given(st.one_of(fleets, clusters), pasts, goals, instants, goals, st.integers(0, 255))
+@settings(max_examples=500)
+def test_a_listing_that_is_silent_changes_no_plan_for_what_is_up(
+    fleet: Unlucky, past: list[Goal], goal: Goal, at: int, other: Goal, which: int,
+) -> None:
+    """Also after a crash: which release is to be live, and who serves in the end, is the same."""
+    for item in past:
+        attempt(fleet, item)
+    fleet.site.events = {at: crash}
+    event(attempt(fleet, goal))
+    fleet.site.pass_time()
+    up = {name for bit, name in enumerate(sorted(up_everywhere(fleet))) if which >> bit & 1}
+    for wish in (other, Goal("heal"), Goal("abort")):
+        told = []
+        for omitted in (set(), up):
+            fleet.provider.omitted = omitted
+            try:
+                made = fleet.plan(wish)
+            except FleetError as error:
+                told.append((str(error), 0, 0, ()))
+                continue
+            last = next((step.servers for wave in made.waves[::-1] for step in wave[::-1] if step.kind in ("drain", "switch", "stage")), ())
+            told.append((made.verb, made.source, made.target, tuple((server.name, server.weight, server.state) for server in last)))
+        assert told[0] == told[1] or "cannot be taken away whole" in told[1][0]
+
+
+def lost_host(fleet: Unlucky, number: int, lost: bool) -> None:
+    host = fleet.provider.hosts[number % len(fleet.provider.hosts)]
+    fleet.site.lose(host, lost)
+    fleet.returned = fleet.returned or not lost
+    (fleet.provider.unasked.add if lost else fleet.provider.unasked.discard)(host)
+
+
+fates = st.tuples(goals, st.sampled_from(["", "lost", "back"]), st.integers(0, 2), st.integers(2, 120))
+
+
+@given(clusters, st.lists(fates, min_size=1, max_size=6))
+@settings(max_examples=500)
+def test_what_comes_back_with_its_host_has_its_address_for_itself(
+    fleet: Unlucky, runs: list[tuple[Goal, str, int, int]],
+) -> None:
+    """Hosts lose their power and come back, with all that they had, in whatever order of verbs. Nothing is left of it in the end."""
+    attempt(fleet, release("shop:1"))
+    for goal, fate, which, at in runs:
+        fleet.site.events = {at: crash}
+        if fate:
+            fleet.site.events[1] = partial(lost_host, fleet, which, fate == "lost")
+        event(f"{goal.verb} {attempt(fleet, goal)}")
+        fleet.site.pass_time()
+    for number in range(len(fleet.provider.hosts)):
+        lost_host(fleet, number, False)
+    finish(fleet)
+    if not fleet.ledger.live:
+        return
+    before = {box.instance.name for box in fleet.site.boxes.values()}
+    attempt(fleet, release("shop:1", force=True))
+    after = {box.instance.name for box in fleet.site.boxes.values()}
+    assert set(fleet.ledger.reserved.values()) <= before | after, "nothing is held for what is no more"

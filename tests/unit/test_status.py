@@ -19,6 +19,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._model import (
     Head,
     History,
     Instance,
+    Pool,
     Release,
     Server,
     World,
@@ -127,6 +128,9 @@ def test_a_fleet_that_was_never_released() -> None:
 
 HEAL = "ansible-playbook phoenix.fleet.heal -l web"
 LEFT = (*WORLD.instances, instance(3, 1))
+GONE = on_lb1(servers=(server(2, 1), server(2, 2, up=False)))
+LOST = instance(2, 2, host="pve2", state="unknown", address="", number=7, note="node pve2 is offline")
+LOSING = replace(HISTORY, reserved={"pve #7": "web-r2-2"})
 
 
 @pytest.mark.parametrize(("world", "history", "finding"), [
@@ -153,8 +157,17 @@ LEFT = (*WORLD.instances, instance(3, 1))
      f"server web-r2-1 on lb1 is at 10.0.2.1:81, its instance at 10.0.2.1:80; {HEAL} puts it right"),
     (replace(WORLD, balancers=tuple(replace(item, servers=(*item.servers, server(1, 1))) for item in BALANCERS)), HISTORY,
      f"server web-r1-1 on lb2 takes traffic, and r1 is not live; {HEAL} puts it right"),
-    (replace(WORLD, instances=WORLD.instances[:3]), HISTORY, f"1 of 2 instances of r2 exist; {HEAL} makes the others"),
-    (replace(WORLD, instances=WORLD.instances[:3]), HISTORY, f"server web-r2-2 on lb1 has no instance; {HEAL} puts it right"),
+    (replace(GONE, instances=WORLD.instances[:3]), HISTORY, f"1 of 2 instances of r2 exist; {HEAL} makes the others"),
+    (replace(GONE, instances=WORLD.instances[:3]), HISTORY, f"server web-r2-2 on lb1 has no instance; {HEAL} puts it right"),
+    (replace(WORLD, instances=WORLD.instances[:3]), HISTORY,
+     "no listing shows web-r2-2, and every balancer calls it up: it stays; see whether it runs, and who has hidden it"),
+    (replace(WORLD, instances=(*WORLD.instances[:3], replace(LOST, name="", release=0, slot=0))), LOSING,
+     "instance web-r2-2 on pve2 is left alone: node pve2 is offline; every balancer calls it up"),
+    (replace(GONE, instances=(*WORLD.instances[:3], LOST)), LOSING, "instance web-r2-2 on pve2 is left alone: node pve2 is offline"),
+    (replace(WORLD, pools=(Pool("pve1", "network", taken=("#7",), realm="pve"),)), replace(LOSING, reserved={"pve #7": "web-r2-3"}),
+     "instance web-r2-3 is left alone: its number is taken, and nothing else can be observed of it; bring its host back"),
+    (replace(WORLD, instances=(*WORLD.instances, instance(1, 3))), HISTORY,
+     f"instance web-r1-3 on local runs, and r1 is a standby; {HEAL} takes it away"),
     (replace(WORLD, instances=(instance(2, 1), instance(2, 2, state="stopped"))), HISTORY,
      f"instance web-r2-2 on local is stopped; {HEAL} puts it right"),
     (replace(WORLD, instances=(instance(2, 1), instance(2, 2, health="unhealthy"))), HISTORY,
