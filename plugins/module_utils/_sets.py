@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
-from ._errors import FleetError, InvalidError, RefusedError
+from ._errors import FleetError, InvalidError, RefusedError, UnreachableError
 from ._model import Image, Instance, Pool, to_dict
 from ._providers._marker import refuse_leased
 from ._providers.base import Blueprint
@@ -98,7 +98,9 @@ class Face:
             _check(self, params)
             options = self.options(params)
             provider = self.module.connect(options)
-            seen = tuple(item for item in provider.observe(params["fleet"]) if item.release == params["release"])
+            observed = provider.observe(params["fleet"])
+            _refuse_unknown(observed, params)
+            seen = tuple(item for item in observed if item.release == params["release"])
             _ours(self, seen, params)
             if params["state"] != "present":
                 acts = Acts(destroy=seen) if params["state"] == "absent" else Acts(stop=tuple(item for item in seen if is_awake(item)))
@@ -165,6 +167,13 @@ class Face:
 def _refuse_leased(acts: Acts) -> None:
     for item in (*acts.stop, *acts.destroy):
         refuse_leased(item)
+
+
+def _refuse_unknown(observed: Iterable[Instance], params: Mapping[str, Any]) -> None:
+    """Without a ledger nobody knows the name and the address of what its host does not show: another would get them."""
+    for item in observed:
+        if item.state == "unknown" and (params["state"] == "present" or item.release in (params["release"], 0)):
+            raise UnreachableError(f"instance {item.name or item.number} on {item.host}", item.note, "Then run again")
 
 
 def is_awake(instance: Instance) -> bool:

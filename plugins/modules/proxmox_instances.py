@@ -97,7 +97,10 @@ instances:
       type: str
       returned: always
     port: {description: The port that it is reached at., type: int, returned: always}
-    state: {description: "V(running), V(stopped), or V(created) where its making was interrupted.", type: str, returned: always}
+    state:
+      description: V(running), V(stopped), V(created) where its making was interrupted, or V(unknown) where its node gives no answer.
+      type: str
+      returned: always
     health: {description: "V(unhealthy) where its making was interrupted, V(none) otherwise.", type: str, returned: always}
     created: {description: "When it was made, in UTC.", type: str, returned: always}
     marker: {description: "What its description says about whose it is.", type: dict, returned: always}

@@ -53,7 +53,10 @@ instances:
   type: list
   elements: dict
   contains:
-    name: {description: "The name, C(FLEET-rRELEASE-SLOT).", type: str, returned: always}
+    name:
+      description: The name, C(FLEET-rRELEASE-SLOT). Empty, and its release and slot 0, where its node gives no answer and nobody knows it.
+      type: str
+      returned: always
     id:
       description: "The VMID with the UUID and the nonce that tell it from a later guest. Empty for one that check mode would make."
       type: str
@@ -69,7 +72,10 @@ instances:
       type: str
       returned: always
     port: {description: The port that it is reached at., type: int, returned: always}
-    state: {description: "V(running), V(stopped), or V(created) where its making was interrupted.", type: str, returned: always}
+    state:
+      description: V(running), V(stopped), V(created) where its making was interrupted, or V(unknown) where its node gives no answer.
+      type: str
+      returned: always
     health: {description: "V(unhealthy) where its making was interrupted, V(none) otherwise.", type: str, returned: always}
     created: {description: "When it was made, in UTC.", type: str, returned: always}
     marker: {description: "What its description says about whose it is.", type: dict, returned: always}

@@ -29,9 +29,10 @@ from uuid import uuid4
 
 from ansible_collections.phoenix.fleet.tests.cutting import Cutting, QuietServer
 from ansible_collections.phoenix.fleet.tests.integration.pve_access import Access
-from fakepve import FakeVm, schema
+from fakepve import FakeVm, schema, server
 from fakepve.certs import make_cert
 from fakepve.model import PveError, TaskError
+from fakepve.routing import ok
 
 HOST = "127.0.0.1"
 GIB = 1024**3
@@ -83,6 +84,9 @@ class Cluster(Access):
         self.most: Counter[tuple[str, str]] = Counter()
         self.onto: dict[int, str] = {}
         self.zones: dict[str, str] = {}
+        self.stale: set[str] = set()
+        self.hung: set[str] = set()
+        self.in_vain: Counter[str] = Counter()
 
     def _record(self, request: Any, body: bytes) -> None:
         super()._record(request, body)
@@ -173,6 +177,61 @@ class Cluster(Access):
     def _qm_free(self, volid: str) -> None:
         if STARVED.get() != volid.partition(":")[0]:
             super()._qm_free(volid)
+
+    def stop_pvestatd(self, node: str, stopped: bool = True) -> None:
+        """pvestatd of a node is dead, or hangs on a dead mount, for more than five minutes. Guests and API of that node are well."""
+        (self.stale.add if stopped else self.stale.discard)(node)
+
+    def hang(self, node: str, hangs: bool = True) -> None:
+        """A node that is in the cluster and answers nothing, while its pvestatd tells on."""
+        (self.hung.add if hangs else self.hung.discard)(node)
+
+    def lose(self, node: str, lost: bool = True) -> None:
+        """A node without power, for more than five minutes; or its return, after which whatever has `onboot` runs."""
+        self.set_node_offline(node, lost)
+        self.stop_pvestatd(node, lost)
+        for vm in self.vms:
+            if vm.node == node:
+                vm.status = vm.qmpstatus = "running" if vm.config.get("onboot") and not vm.template and not lost else "stopped"
+
+    async def _answer(self, request: Any, handler: Any, generic: Any, path_node: str | None) -> Any:
+        """As PVE: what a node does not answer within 30 s ends with 596 (PVE/APIServer/AnyEvent.pm, proxy_request). Here at once."""
+        if path_node in self.hung:
+            self.in_vain[str(path_node)] += 1
+            return server.error(596, "Connection timed out")
+        return await super()._answer(request, handler, generic, path_node)
+
+    async def _resources(self, request: Any) -> Any:
+        """As PVE: nodes and storages are `unknown`, and guests have neither name nor status nor sizes, where their round-robin data are
+        older than five minutes; lock, tags and pool come from pmxcfs (PVE/API2Tools.pm, PVE/API2/Cluster.pm, pmxcfs/status.c).
+        """
+        answer = await super()._resources(request)
+        told = json.loads(answer.body)["data"]
+        known = {"id", "type", "node", "vmid", "storage", "shared", "plugintype", "content", "lock", "tags", "pool", "hastate"}
+        for item in told:
+            if item.get("node") in self.stale:
+                status = "offline" if item["type"] == "node" and item["status"] == "offline" else "unknown"
+                for key in item.keys() - known:
+                    del item[key]
+                item["status"] = status
+        return ok(told)
+
+    def begin_backup(self, vmid: int) -> None:
+        """A backup begins, and does not end before `end_backup`. As PVE: it locks the guest, and a VM that is stopped it starts, paused
+        (PVE/VZDump/QemuServer.pm, lock_vm and enforce_vm_running_for_backup). Containers stay as they are (PVE/VZDump/LXC.pm).
+        """
+        guest = self.guest(vmid)
+        guest.lock = guest.config["lock"] = "backup"
+        if guest in self.vms and guest.status != "running":
+            guest.status, guest.qmpstatus = "running", "prelaunch"
+
+    def end_backup(self, vmid: int) -> None:
+        """As PVE: who was started for the backup is stopped again (restore_vm_power_state)."""
+        guest = self.guest(vmid)
+        guest.lock = None
+        guest.config.pop("lock")
+        if guest in self.vms and guest.qmpstatus == "prelaunch":
+            guest.status = guest.qmpstatus = "stopped"
 
     async def _qm_clone(self, v: Any, user: str) -> Any:
         """As PVE (qemu-server `PVE/API2/Qemu.pm` clone_vm, check_storage_access_clone): a clone has a cloud-init drive of its own, a VM

@@ -30,6 +30,9 @@ except ImportError:
 ASKED = 3
 """How often a question is asked whose answer does not come, beside once at every further host."""
 
+LATE = 10.0
+"""Seconds after which a node's silence, told by another one, is no mishap: it is not asked again, which would take as long each time."""
+
 PATIENCE = 90.0
 """Seconds in which a lock of PVE's own, held by something else, has to become free."""
 
@@ -75,7 +78,9 @@ class Refusal(RefusedError):
 
 
 class UnknownOutcomeError(UnreachableError):
-    """It was told, and no answer came: whether it was done shows only by looking."""
+    """It was told, and no answer came: whether it was done shows only by looking. told: PVE itself says that its node gives none."""
+
+    told = False
 
 
 def required_sdk() -> None:
@@ -113,10 +118,11 @@ class Api:
         """A question, asked again where the answer gets lost. Raises Refusal, and UnreachableError after that."""
         asked = ASKED + len(self.hosts.names) - 1
         for attempt in range(1, asked + 1):
+            began = time.monotonic()
             try:
                 return self._call(doing, "get", path, params)
             except UnknownOutcomeError as error:
-                if attempt == asked:
+                if attempt == asked or (error.told and time.monotonic() - began > LATE):
                     raise UnreachableError(error.what, error.cause, error.remedy) from None
                 time.sleep(0.2 * attempt)
         raise AssertionError("unreachable")
@@ -181,7 +187,9 @@ class Api:
                 remedy = "Bring the node back, or take it out of fleet_proxmox.nodes"
                 raise UnreachableError(what, f"the node gives no answer ({status} {said})", remedy)
             if status in UNKNOWN:
-                raise UnknownOutcomeError(what, f"no answer came from the node ({status} {said})", RUNNING)
+                unknown = UnknownOutcomeError(what, f"no answer came from the node ({status} {said})", RUNNING)
+                unknown.told = True
+                raise unknown
             raise Refusal(what, said, remedy_for(status, said, self.who), status) from error
         if isinstance(error, AuthenticationError):
             remedy = "Check fleet_proxmox.api_user and api_password"

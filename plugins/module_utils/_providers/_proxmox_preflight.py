@@ -173,7 +173,10 @@ def of_storages(pairs: Sequence[Tuple[Instance, Template]], storages: Storages, 
             missing.append((what, "it does not exist there, or may not be seen", "Give the token Datastore.Audit on it, or name another"))
             continue
         if all(item.get("status") != "available" for item in entries):
-            missing.append((what, f"it is {entries[0].get('status')}", "Bring it back (pvesm status)"))
+            remedy = "Bring it back (pvesm status)"
+            if entries[0].get("status") == "unknown":
+                remedy = "pvestatd tells nothing of it: run there systemctl restart pvestatd; where that hangs, a storage gives no answer"
+            missing.append((what, f"it is {entries[0].get('status')}", remedy))
             continue
         if entries[0].get("maxdisk"):
             free = int(entries[0]["maxdisk"]) - int(entries[0].get("disk") or 0)

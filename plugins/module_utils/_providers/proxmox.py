@@ -32,7 +32,7 @@ from .._model import Copy, Image, Instance, LastWords, Pool
 from ._marker import LABEL, LEDGER, NAME, RELEASE, SLOT, VMID, facts_of, name_in, refuse_other
 from ._options import gaps
 from ._proxmox_api import BUSY, Api, Refusal, UnknownOutcomeError, is_fine, remedy_for, required_sdk
-from ._proxmox_cluster import Cluster, Found
+from ._proxmox_cluster import BACKUP, Cluster, Found
 from ._proxmox_guest import (
     COMPLETE,
     MAKING,
@@ -156,11 +156,13 @@ class ProxmoxProvider:
         return tuple(Pool(node, "network", *ends, (port, port), held, REALM, band) for node in nodes)
 
     def _nodes(self) -> List[Mapping[str, Any]]:
-        """The nodes that instances may be placed on, in the order in which the definition names them."""
-        online = self.cluster.online()
-        wanted = self.options.get("nodes") or online
-        nodes = {node["node"]: node for node in self.cluster.nodes()}
-        return [nodes[name] for name in wanted if name in online]
+        """The nodes that instances may be placed on, in the order in which the definition names them.
+
+        Whose pvestatd is late is taken where there is no other: it often hangs on a dead storage, on which a clone would hang as well.
+        """
+        nodes = {node["node"]: node for node in self.cluster.nodes() if node["status"] == "online"}
+        wanted = [nodes[name] for name in self.options.get("nodes") or sorted(nodes) if name in nodes]
+        return [node for node in wanted if not node["stale"]] or wanted
 
     def observe(self, fleet: str) -> Tuple[Instance, ...]:
         self._outlast(self.journal.under_way() if self.journal else {})
@@ -200,15 +202,19 @@ class ProxmoxProvider:
         each(outlast, waits)
 
     def _out_of_reach(self, fleet: str) -> List[Instance]:
-        """What was ours by its tag on nodes that are offline. Nothing can be done to it before the node is back."""
-        online = self.cluster.online()
+        """What is the fleet's by its tag, on nodes that cannot be asked. Nothing can be done to it before its node is back.
+
+        Of its name only its VMID may be left, from which the ledger knows it.
+        """
         found = []
         for guest in self.cluster.guests():
-            release, _dash, slot = guest.name.rpartition("-r")[2].partition("-")
-            if guest.node not in online and f"{TAG}.{fleet}" in guest.tags and release.isdigit() and slot.isdigit():
-                note = f"node {guest.node} is offline; bring it back, or remove it from the cluster with its guests"
+            why = self.cluster.unreachable.get(guest.node)
+            if why and f"{TAG}.{fleet}" in guest.tags:
+                release, _dash, slot = guest.name.rpartition("-r")[2].partition("-")
+                numbers = (int(release), int(slot)) if release.isdigit() and slot.isdigit() else (0, 0)
+                note = f"node {guest.node} {why}; bring it back, or remove it from the cluster with its guests"
                 found.append(Instance(
-                    guest.name, guest.node, fleet, int(release), int(slot), "", "", 0, id=f"{guest.vmid}/offline", state="stopped",
+                    guest.name, guest.node, fleet, *numbers, "", "", 0, id=f"{guest.vmid}/unknown", state="unknown",
                     number=guest.vmid, note=note,
                 ))
         return found
@@ -558,6 +564,9 @@ class ProxmoxProvider:
 
         def rest(found: Found) -> None:
             permit(planned[found.id])
+            self._unless_backed_up(found, lambda: put_to_rest(found))
+
+        def put_to_rest(found: Found) -> None:
             self._shut_down(found, timeout)
             now = self.cluster.same(found)
             if now is not None and int(now.config.get("onboot") or 0):
@@ -598,6 +607,9 @@ class ProxmoxProvider:
         removed: List[Found] = []
 
         def end(found: Found) -> None:
+            self._unless_backed_up(found, lambda: put_to_an_end(found))
+
+        def put_to_an_end(found: Found) -> None:
             item = planned[found.id]
             leave_started(item, replace(item, state=found.guest.status))
             permit(item)
@@ -624,6 +636,22 @@ class ProxmoxProvider:
         leaks += [*self._left_over(removed), *(leak for vmid, leak in stray if vmid in numbers)]
         if leaks:
             raise left_behind(leaks)
+
+    def _unless_backed_up(self, found: Found, act: Callable[[], None]) -> None:
+        """Do it, or leave the guest to its backup, which may take hours: then the run says so and goes on; a later one does the rest."""
+        if not self._is_left(found):
+            try:
+                act()
+            except RefusedError:
+                now = self.cluster.same(found)
+                if now is None or not self._is_left(now):
+                    raise
+
+    def _is_left(self, found: Found) -> bool:
+        left = found.guest.lock == BACKUP and self.journal is not None
+        if left and self.journal:
+            self.journal.say(f"{found.guest.words} is left alone: a backup is at work on it; the next run does what is to be done")
+        return left
 
     def _removed(self, found: Found, permit: Callable[[], None]) -> List[Leak]:
         """Remove a stopped guest with its disks and all that refers to it; returns the disks that PVE could not remove."""
@@ -762,7 +790,7 @@ class ProxmoxProvider:
             found = here.get(item.id)
             if found is None:
                 refuse_other(item, None)
-                self._refuse_offline(item)
+                self._refuse_unreachable(item)
                 continue
             now = instance_in(found.guest, found.config, found.marker or {})
             refuse_other(item, now, f"{now.name}: {found.guest.words}")
@@ -774,11 +802,12 @@ class ProxmoxProvider:
             present.append(found)
         return present
 
-    def _refuse_offline(self, item: Instance) -> None:
+    def _refuse_unreachable(self, item: Instance) -> None:
         """One that is not listed has vanished, unless its node cannot be asked: then nobody knows."""
-        if item.host not in self.cluster.online() and item.host in [node["node"] for node in self.cluster.nodes()]:
+        why = self.cluster.unreachable.get(item.host)
+        if why:
             remedy = "Bring the node back, or remove it from the cluster with its guests"
-            raise UnreachableError(f"{item.name} on node {item.host}", "the node is offline", remedy)
+            raise UnreachableError(f"{item.name} on node {item.host}", f"the node {why}", remedy)
 
     def _is_same(self, guest: Guest, gone: Sequence[Found]) -> bool:
         now = self.cluster.look(guest)
@@ -800,6 +829,9 @@ class ProxmoxProvider:
         pairs = [(found, item) for found, item in pairs if item.name in wanted]
         pairs.sort(key=lambda pair: pair[1].number in numbers)  # the last of a name counts, and a copy may bear it, too
         seen = {item.name: item for item in self._with_addresses(pairs, TELLING)}
+        for item in instances:
+            if item.name not in seen:
+                self._refuse_unreachable(item)
         lost = [item.name for item in instances if item.name not in seen]
         if lost:
             raise RefusedError(", ".join(lost), "vanished right after the start", "See who removes guests there, then run again")
@@ -809,7 +841,7 @@ class ProxmoxProvider:
         """The instances with the addresses that only they can tell. They are asked one at a time on each node, since a guest that is not
         up yet keeps one of its three workers for seconds. Without patience each is asked once, and may stay without one.
         """
-        silent = [pair for pair in pairs if not pair[1].address and pair[1].state == "running" and not pair[1].note]
+        silent = [pair for pair in pairs if not pair[1].address and pair[1].state == "running"]
         nodes: Dict[str, List[Tuple[Found, Instance]]] = {}
         for pair in silent:
             nodes.setdefault(pair[0].guest.node, []).append(pair)
