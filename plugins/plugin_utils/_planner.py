@@ -243,11 +243,6 @@ def _serves_everywhere(scene: Scene, release: int) -> bool:
     return all(scene.is_settled(name) for name in scene.servers_of.get(release, ()))
 
 
-def _is_torn(scene: Scene, release: int) -> bool:
-    """Some of its servers have traffic on a part of the balancers only: a run was killed while it shifted that."""
-    return any(0 < scene.sights[name].weighted < len(scene.answering) for name in scene.servers_of.get(release, ()))
-
-
 def _forward(scene: Scene, goal: Goal, entry: Entry) -> Plan:
     """Complete what was committed: nothing is made, since the release is whole (or there is no way back)."""
     row = scene.rows.get(entry.target)
@@ -265,19 +260,14 @@ def _back(scene: Scene, goal: Goal, entry: Entry, served: bool) -> Plan:
     listed = [name for name in scene.servers_of.get(entry.source, ()) if not served or entry.source == 0]
     known = {item.name: item for item in scene.instances_of.get(entry.source, ())}
     chosen = [known.get(name) or _as_listed(scene, name) for name in listed]
-    later: frozenset[str] = frozenset()
     if served:
         chosen += [item for item in known.values() if runs(item)]
-    if served and _is_torn(scene, entry.target) and any(scene.is_listed(item.name) for item in chosen):
-        # What came back with its host is staged when nothing of the rejected one serves: staging evens out who does.
-        later = frozenset(item.name for item in chosen if not scene.is_listed(item.name))
-        chosen = [item for item in chosen if item.name not in later]
     rejected = frozenset({entry.target} if served and entry.target else ())
     aim = Aim(
         entry.source, tuple(chosen), keep=_standbys(scene, entry.source, without=rejected),
         unproven=frozenset(item.name for item in chosen if served and not scene.is_listed(item.name)),
         # The first release of a fleet is kept to be looked at; the next run takes it away.
-        inspect=0 if entry.source or chosen else entry.target, unserved=0 if served else entry.target, later=later,
+        inspect=0 if entry.source or chosen else entry.target, unserved=0 if served else entry.target,
     )
     where = f"back to r{entry.source}" if entry.source else "nothing was live before"
     what = f"r{entry.target}" if entry.target else f"the {entry.verb}"
@@ -709,7 +699,7 @@ def _spare(scene: Scene, release: int) -> list[Instance]:
     return sorted(members, key=lambda item: (runs(item) == idle, item.slot, item.host))[_size_of(scene, release):]
 
 
-Manner = Callable[[Scene, str], Server]
+Manner = Callable[[Scene, Aim, str], Server]
 
 
 def _listing(scene: Scene, aim: Aim, ids: dict[str, int], leaving: Manner | None = None) -> tuple[Server, ...]:
@@ -721,9 +711,9 @@ def _listing(scene: Scene, aim: Aim, ids: dict[str, int], leaving: Manner | None
     """
     wanted = {item.name: item for item in aim.wanted}
     made = [_server(scene, item, ids, 0 if leaving is _staged and not scene.serves(item.name) else LIVE) for item in aim.wanted]
-    made += [_staged(scene, name) for name in scene.sights if name in aim.later]
+    made += [_staged(scene, aim, name) for name in scene.sights if name in aim.later]
     if leaving is not None:
-        made += [leaving(scene, name) for name in scene.sights if name not in wanted and name not in aim.later]
+        made += [leaving(scene, aim, name) for name in scene.sights if name not in wanted and name not in aim.later]
     return tuple(sorted(made, key=lambda server: (not server.weight, *scene.numbers(server.name), server.name)))
 
 
@@ -735,17 +725,23 @@ def _server(scene: Scene, item: Instance, ids: dict[str, int], weight: int) -> S
     return Server(item.name, address, item.port, ids[item.name], weight)
 
 
-def _staged(scene: Scene, name: str) -> Server:
-    """What leaves keeps its traffic until the others are proven, but where it does not run it never comes anew."""
+def _staged(scene: Scene, aim: Aim, name: str) -> Server:
+    """What leaves keeps its traffic until the others are proven, but where it does not run it never comes anew.
+
+    Nor does what was rejected, where a run was killed while it took its traffic away: on a part of the balancers it has none.
+    """
     sight = scene.sights[name]
     release, _slot = scene.numbers(name)
+    entry, row = scene.history.entry, scene.rows.get(release)
+    rejected = bool(row and row.status == "failed") or bool(entry and entry.target == release and entry.source == aim.live != release)
     goes_on = sight.weighted and (scene.is_listed(name) or name in scene.running or release == 0)
+    goes_on = goes_on and not (rejected and not scene.everywhere(sight.weighted))
     weight = (LIVE if release else sight.weight) if goes_on else 0
     state = "ready" if goes_on or not sight.aside else "drain"
     return Server(name, sight.server.address, sight.server.port, sight.server.id, weight, state)
 
 
-def _draining(scene: Scene, name: str) -> Server:
+def _draining(scene: Scene, aim: Aim, name: str) -> Server:
     sight = scene.sights[name]
     return Server(name, sight.server.address, sight.server.port, sight.server.id, 0, "drain")
 

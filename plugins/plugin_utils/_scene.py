@@ -124,6 +124,9 @@ class Scene:
                 self.foreign.append(item)
                 if not self.definition.adopt:
                     continue
+            if item.state == "unknown" and item.name in self.sights:
+                server = self.sights[item.name].server
+                item = replace(item, address=server.address, port=server.port)
             self.ours.append(item)
             self.instances_of.setdefault(item.release, []).append(item)
         shown = {item.name for item in self.world.instances if item.fleet == self.definition.name and item.state != "unknown"}
@@ -137,8 +140,8 @@ class Scene:
 
     def _vouch(self, name: str, lost: Instance | None) -> None:
         server, (release, slot) = self.sights[name].server, self.numbers(name)
-        item = lost or Instance(name, "", self.definition.name, release, slot, "", "", 0)
-        item = replace(item, address=server.address, port=server.port, state="running", note="")
+        item = lost or Instance(name, "", self.definition.name, release, slot, "", server.address, server.port)
+        item = replace(item, state="running", note="")
         others = [other for other in self.instances_of.get(release, ()) if other.name != name]
         self.instances_of[release] = sorted([*others, item], key=lambda item: (item.slot, item.host, item.id))
 

@@ -210,6 +210,11 @@ def strike(fleet: Unlucky, kind: str, which: int) -> None:
 @example(fleet_of(size=4, balancers=3, keep=0), [release("shop:1")], [
     (release("shop:1", True), [(74, "vanish", 0), (75, "restart", 1), (99, "kill", 0)], False),
 ])
+# A balancer has lost a rejected release's traffic already, the other one could not be reached then.
+@example(fleet_of(size=3, balancers=2, keep=0), [release("shop:1")], [
+    (release("shop:1", True), [(84, "crash", 0)], False),
+    (release(BAD), [(1, "restart", 1), (2, "vanish", 0)], False),
+])
 @given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=1000)
 def test_the_world_falls_apart_meanwhile(
@@ -387,6 +392,10 @@ def lost_host(fleet: Unlucky, number: int, lost: bool) -> None:
 fates = st.tuples(goals, st.sampled_from(["", "lost", "back"]), st.integers(0, 2), st.integers(2, 120))
 
 
+# What is undone keeps the servers of what cannot be seen, as they are.
+@example(fleet_of(size=2, balancers=2, hosts=3, keep=0, ids=(100, 999)), [
+    (release(BAD), "lost", 0, 2), (Goal("heal"), "lost", 1, 44),
+])
 @given(clusters, st.lists(fates, min_size=1, max_size=6))
 @settings(max_examples=500)
 def test_what_comes_back_with_its_host_has_its_address_for_itself(
