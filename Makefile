@@ -35,7 +35,7 @@ vm-image: ## golden images of virtual machines, from Debian packages
 	@tests/vm/build; tests/vm/build cloud
 
 test-pve: .venv/.tests ## the Proxmox provider on your own cluster: PVE_HOST=... (docs/proxmox.md)
-	@$(PY) -m pytest -q -s tests/pve
+	@$(PY) -m pytest -q -s -o timeout=7200 tests/pve
 
 clean: ## remove what was built, the environment too
 	@rm -rf .venv build tests/output

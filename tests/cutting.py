@@ -38,6 +38,7 @@ class Cutting:
         self.cut: list[tuple[str, str]] = []
         self.drop: list[tuple[str, str]] = []
         self.lost: list[str] = []
+        self.options: dict[str, Any] = {}
         self.hook: Callable[[str, str], None] = lambda method, path: None
         self.acted: Callable[[str, str], None] = lambda method, path: None
         proxy = self

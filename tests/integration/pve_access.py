@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from typing import Any
 
 from fakepve import FakePve, server, shapes
@@ -25,6 +27,12 @@ class Access(FakePve):
         """So many of the next clones lose their worker: what was made stays, locked, and outside of the pool."""
         self.tag_access: dict[str, Any] = {}
         self.registered_tags: list[str] = []
+        self.jobs: list[Any] = []
+        self.killing = False
+        self.roles = {
+            "PVETemplateUser": {"VM.Clone", "VM.Audit"}, "PVEDatastoreUser": {"Datastore.AllocateSpace", "Datastore.Audit"},
+            "PVESDNUser": {"SDN.Use", "SDN.Audit"},
+        }
 
     def allowed(self, user: str, path: str, priv: str) -> bool:
         """What both of them hold, the token and its user; a pool's rights hold for its members alone."""
@@ -76,6 +84,53 @@ class Access(FakePve):
         seen = {"user-tag-access": self.tag_access, "registered-tags": self.registered_tags} if self.allowed(user, "/", "Sys.Audit") else {}
         return {**{key: value for key, value in seen.items() if value}, "allowed-tags": sorted(self._allowed_tags(user))}
 
+    def _routes_administration(self) -> list[tuple[str, str, Any]]:
+        token = "/access/users/{userid}/token/{tokenid}"
+        return [
+            ("POST", "/access/users", self._nothing), ("DELETE", "/access/users/{userid}", self._user_goes), ("POST", token, self._token),
+            ("POST", "/access/roles", self._role), ("DELETE", "/access/roles/{roleid}", self._nothing), ("PUT", "/access/acl", self._acl),
+            ("PUT", "/cluster/options", self._set_options), ("POST", "/nodes/{node}/vzdump", self._vzdump),
+            ("DELETE", "/nodes/{node}/tasks/{upid}", self._stop_task),
+        ]
+
+    async def _nothing(self, v: Any, user: str) -> None:
+        pass
+
+    async def _user_goes(self, v: Any, user: str) -> None:
+        for known in (self.acl or {}, self.apitokens):
+            for name in [name for name in known if name.partition("!")[0] == v["userid"]]:
+                del known[name]
+
+    async def _token(self, v: Any, user: str) -> Any:
+        name, value = f"{v['userid']}!{v['tokenid']}", str(uuid.uuid4())
+        self.apitokens[name] = value
+        return {"full-tokenid": name, "info": {"privsep": "1"}, "value": value}
+
+    async def _role(self, v: Any, user: str) -> None:
+        self.roles[v["roleid"]] = set(v["privs"].split(","))
+
+    async def _acl(self, v: Any, user: str) -> None:
+        for who in (v.get("users") or v.get("tokens")).split(","):
+            self.grant(who, v["path"], *self.roles[v["roles"]])
+
+    async def _set_options(self, v: Any, user: str) -> None:
+        access = dict(part.split("=") for part in v.get("user-tag-access", "").split(",") if part)
+        self.tag_access = {key: value.split(";") if key == "user-allow-list" else value for key, value in access.items()}
+
+    async def _vzdump(self, v: Any, user: str) -> Any:
+        return await self.backup(int(v["vmid"]), 2, user)
+
+    async def _stop_task(self, v: Any, user: str) -> None:
+        """A clone's worker ends in good order (`PVE/API2/Qemu.pm`, clone_vm: interrupted by signal)."""
+        for job in self.jobs:
+            job.cancel()
+
+    def kill_clones(self) -> None:
+        """The workers of clones end without a last word, and leave what they have made: locked, and outside of the pool."""
+        self.killing = True
+        for job in self.jobs:
+            job.cancel()
+
     def _allowed_tags(self, user: str) -> set[str]:
         """As `PVE/GuestHelpers.pm` of pve-guest-common, get_allowed_tags, for a user without Sys.Modify on /."""
         allow = self.tag_access.get("user-allow", "free")
@@ -107,12 +162,25 @@ class Access(FakePve):
                 self.unlock(guest.vmid)
             return await work()
 
+        async def killable() -> Any:
+            job = asyncio.ensure_future(work())
+            self.jobs.append(job)
+            try:
+                return await job
+            except asyncio.CancelledError:
+                if self.killing:
+                    self.killing = False
+                    raise TaskError("unexpected status") from None
+                if more.get("vm") in self.vms:
+                    self.vms.remove(more["vm"])
+                raise TaskError("clone failed: interrupted by signal") from None
+
         async def died() -> Any:
             raise TaskError("unexpected status")
 
         work, told = body, body
         if ttype in ("qmdestroy", "vzdestroy"):
             told = ended
-        elif ttype in ("qmclone", "vzclone") and self.dying:
-            self.dying, told = self.dying - 1, died
+        elif ttype in ("qmclone", "vzclone"):
+            self.dying, told = max(0, self.dying - 1), died if self.dying else killable
         return await super().task(node, ttype, tid, user, told, *args, **more)

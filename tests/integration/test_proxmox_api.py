@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +30,8 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._errors import Deadl
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _proxmox_hosts, proxmox
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_api import Refusal
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
-from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, grant, granted
+from ansible_collections.phoenix.fleet.tests.contract.provider_contract import ProviderContract
+from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase, grant, granted
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import HOST, TOKEN, USER, CuttingProxy, Served
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -52,6 +57,9 @@ def go_on(served: Served, done: asyncio.Event) -> None:
     served.loop.call_soon_threadsafe(done.set)
 
 
+ACTS = [("POST", "/clone$"), ("PUT", "/config$"), ("POST", "/status/start$"), ("DELETE", "/100000$")]
+
+
 class Diary:
     """A journal that outlives the runs of a test."""
 
@@ -74,6 +82,28 @@ class Diary:
 
 
 # A token that may see its pool alone
+
+class TestLeastPrivilege(ProviderContract):
+    @pytest.fixture
+    def case(self, make: MakeCase, served: Served) -> ProxmoxCase:
+        granted(served)
+        return make(**ADDRESSES)
+
+
+@pytest.mark.parametrize("way", ["cut", "drop"])
+@pytest.mark.parametrize("call", ACTS, ids=" ".join)
+def test_containers_of_a_token_of_least_privilege_survive_lost_answers(make: MakeCase, served: Served, call: Any, way: str) -> None:
+    for number in (1, 2):
+        served.pve.add_container(9010 + number, "shop-ct", f"pve{number}")
+    granted(served)
+    with CuttingProxy(served) as proxy:
+        case = make("shop-ct", kind="lxc", **ADDRESSES, api_port=proxy.port)
+        getattr(proxy, way).append(call)
+        made = case.created(2)
+        case.provider.stop(made, 1)
+        case.provider.destroy(made, 1)
+        assert len(proxy.lost) == 1 and case.provider.observe(case.fleet) == () and not [ct for ct in served.pve.cts if not ct.template]
+
 
 def test_a_clone_under_way_and_a_removal_under_way_are_out_of_sight(make: MakeCase, served: Served) -> None:
     """The fake itself: what the tests below stand on."""
@@ -323,9 +353,6 @@ def test_a_question_goes_to_another_host_where_one_falls_silent_in_the_middle(ma
         never.set()
 
 
-ACTS = [("POST", "/clone$"), ("PUT", "/config$"), ("POST", "/status/start$"), ("DELETE", "/100000$")]
-
-
 @pytest.mark.parametrize("call", ACTS, ids=" ".join)
 def test_an_act_without_an_answer_is_looked_up_through_another_host(make: MakeCase, served: Served, hasty: None, call: Any) -> None:
     """The host that it was told dies of it; nothing is told twice that was done."""
@@ -433,3 +460,80 @@ def test_what_a_change_of_the_configuration_did_not_reach_is_told(make: MakeCase
     with pytest.raises(RefusedError, match="ipconfig0 is .none., not ip=10.77.0.10"):
         case.created(1)
     assert [item.health for item in case.provider.observe(case.fleet)] == ["unhealthy"]
+
+
+# A reader's own cluster
+
+@contextmanager
+def ssh_to_nodes(served: Served, folder: Path) -> Iterator[Path]:
+    """A folder with an `ssh` that does on the fake cluster what the script tells a node to do."""
+    pve, told, over = served.pve, folder / "told", threading.Event()
+    program = folder / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$*" >> {told}\n')
+    program.chmod(0o755)
+    told.touch()
+
+    def obey(line: str) -> None:
+        node = line.rpartition("root@")[2].partition(" ")[0]
+        if "pvestatd" in line:
+            pve.stop_pvestatd(node, "stop" in line)
+        elif "kill -9" in line:
+            pve.kill_clones()
+        elif "qm destroy" in line:
+            pve.vms[:] = [vm for vm in pve.vms if f"qm destroy {vm.vmid} " not in line]
+
+    def watch() -> None:
+        done, last = 0, False
+        while not last:
+            last = over.wait(0.05)
+            lines = told.read_text().splitlines()
+            for line in lines[done:]:
+                served.loop.call_soon_threadsafe(obey, line)
+            done = len(lines)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield program.parent
+    finally:
+        over.set()
+        thread.join(10)
+        served.do(lambda: asyncio.sleep(0))  # what was told last is done
+
+
+def test_the_script_for_a_readers_own_cluster_runs_to_its_end(served: Served, tmp_path: Path) -> None:
+    """On the fake, where no step is left out: so the script itself is known to run, and to leave nothing behind."""
+    pve = served.pve
+    for node in (1, 2):
+        pve.add_template(9100 + node, "shop-slow", f"pve{node}", "ceph")
+    pve.add_template(9200, "shop-shared", "pve1", "ceph", ide2="ceph:vm-9200-cloudinit,media=cdrom")
+    pve.store_file("local", "debian.iso", 4096)
+    pve.time_scale = 1
+    pve.ceph_slow(0.5)
+    guests, pools = len(pve.vms), set(pve.pools)
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("PVE_", "PYTEST_"))},
+        "PVE_HOST": HOST, "PVE_PORT": str(served.port), "PVE_CA": str(served.ca), "PVE_TEMPLATE": "shop-slow", "PVE_SHARED": "shop-shared",
+        "PVE_ADMIN": "root@pam", "PVE_ADMIN_PASSWORD": "secret", "PVE_BACKUP": "local", "PVE_ISO": "local:iso/debian.iso", "PVE_TAGS": "1",
+        "PVE_SSH": "root@{node}", "PVE_PVESTATD": "1", "PVE_OPTIONS": json.dumps(ADDRESSES),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={tmp_path}", str(Path(__file__).parents[1] / "pve")]
+    with ssh_to_nodes(served, tmp_path) as programs:
+        environment["PATH"] = f"{programs}:{environment['PATH']}"
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    report = done.stdout.partition("---- phoenix.fleet on Proxmox VE")[2].partition("---- end ----")[0]
+    print(report)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [[part.strip() for part in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("| ")][1:]
+    assert [step for step in steps if step[1] != "ok"] == [] and len(steps) == 12, report
+    assert len(pve.vms) == guests and set(pve.pools) == pools and list(pve.apitokens) == [f"{USER}!{TOKEN}"], "all is taken away"
+    assert "secret" not in report and HOST not in report
+
+
+def test_without_any_login_the_script_says_how_to_make_one(served: Served, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PVE_", "PYTEST_"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={tmp_path}", "-k", "two", str(Path(__file__).parents[1] / "pve")]
+    done = subprocess.run(
+        command, env={**environment, "PVE_HOST": HOST, "PVE_TEMPLATE": "9001"}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "pveum acl modify /vms/9001 $who --roles PVETemplateUser" in done.stdout, done.stdout + done.stderr
