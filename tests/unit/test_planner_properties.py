@@ -9,6 +9,7 @@ The laws themselves are checked by the simulated world, around each single chang
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -90,9 +91,16 @@ def owed(fleet: Unlucky, goal: Goal) -> int:
         return 0  # a first release that was rejected goes out of traffic, and there is nothing to go back to
     if entry and "revert" in entry.records and fleet.returned:
         return 0  # of what was rejected and has come back, nothing is given traffic anew, wherever it had any before its host was lost
-    now = min(sum(line.takes_traffic and fleet.site.answers(line.server) for line in item.lines.values()) for item in fleet.site.balancers)
+    now = min(capacity(fleet, balancer, bool(entry)) for balancer in fleet.site.balancers)
     sizes = [row.size for row in fleet.ledger.releases.values() if row.status in ("live", "open")]
     return min([now, fleet.definition.size, *sizes, *([goal.size] if goal.verb == "scale" else [])]) + fleet.site.kills
+
+
+def capacity(fleet: Unlucky, balancer: HAProxy, torn: bool) -> int:
+    """How many take traffic and answer. torn: two releases may share it, of which only one goes on: no more is owed than the larger part."""
+    names = [name for name, line in balancer.lines.items() if line.takes_traffic and fleet.site.answers(line.server)]
+    parts = Counter(fleet.site.numbers(name) for name in names)
+    return max(parts.values(), default=0) if torn else len(names)
 
 
 class Unlucky(Fleet):
@@ -214,6 +222,11 @@ def strike(fleet: Unlucky, kind: str, which: int) -> None:
 @example(fleet_of(size=3, balancers=2, keep=0), [release("shop:1")], [
     (release("shop:1", True), [(84, "crash", 0)], False),
     (release(BAD), [(1, "restart", 1), (2, "vanish", 0)], False),
+])
+# Each of two releases has lost one instance, when a run is killed that shifts the traffic from one to the other: together more serve.
+@example(fleet_of(size=3, balancers=1, keep=0), [], [
+    (release("shop:1"), [(27, "kill", 0)], False),
+    (release("shop:1", True), [(27, "kill", 2), (38, "crash", 0)], False),
 ])
 @given(fleets, pasts, st.lists(st.tuples(goals, misfortunes(), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=1000)
