@@ -97,7 +97,7 @@ def owed(fleet: Unlucky, goal: Goal) -> int:
 
 
 def capacity(fleet: Unlucky, balancer: HAProxy, torn: bool) -> int:
-    """How many take traffic and answer. torn: two releases may share it, of which only one goes on: no more is owed than the larger part."""
+    """How many take traffic and answer. torn: two releases may share it, and one of them goes on."""
     names = [name for name, line in balancer.lines.items() if line.takes_traffic and fleet.site.answers(line.server)]
     parts = Counter(fleet.site.numbers(name) for name in names)
     return max(parts.values(), default=0) if torn else len(names)

@@ -346,12 +346,17 @@ def tags_for(instance: Instance, options: Mapping[str, Any]) -> List[str]:
     return sorted({TAG, f"{TAG}.{instance.fleet}", *options.get("tags", [])})
 
 
-def unlike(params: Mapping[str, Any], config: Mapping[str, Any]) -> List[str]:
-    """In words, what a configuration does not have of what it was told. PVE adds to some values (a MAC), and sorts others (tags)."""
+def unlike(params: Mapping[str, Any], before: Mapping[str, Any], config: Mapping[str, Any]) -> List[str]:
+    """In words, what a configuration has not taken of what it was told: what is still as `before`, and not as told.
+
+    What has changed was taken, however PVE writes it: it adds to some values (a MAC), and sorts others (tags).
+    """
     wrong = [f"{key} is still there" for key in str(params.get("delete") or "").split(",") if key in config]
     for key, value in params.items():
+        if key in ("digest", "delete") or config.get(key) != before.get(key):
+            continue
         told, have = (re.split("[,;]", str(item).lower()) for item in (value, config.get(key, "")))
-        if key not in ("digest", "delete") and not all(any(f"{item}=".startswith(f"{part}=") for item in have) for part in told):
+        if not all(any(f"{item}=".startswith(f"{part}=") for item in have) for part in told):
             wrong.append(f"{key} is {config.get(key, '(none)')}, not {value}")
     return wrong
 

@@ -489,8 +489,8 @@ class ProxmoxProvider:
             # PVE keeps one key after the other, in no order, and may refuse in the middle: only what was read back is called complete.
             complete = params.pop("description")
             self._again(doing, found, "put", f"{guest.path}/config", **params)
-            found = self.cluster.verified(found)
-            wrong = unlike(params, found.config)
+            before, found = found.config, self.cluster.verified(found)
+            wrong = unlike(params, before, found.config)
             if wrong:
                 words = f"PVE took it, and {'; '.join(wrong)}"
                 raise RefusedError(doing, words, "See who else changes guests of this pool, then run again")
