@@ -75,14 +75,15 @@ class Copier(ABC):
 
 
 def clone_by_hand(served: Served, vmid: int, newid: int) -> None:
-    """As `qm clone` and `pct clone` do: what is not named anew is copied, description and tags too (qemu-server,
-    src/PVE/API2/Qemu.pm, "copy everything else"; pve-container, src/PVE/API2/LXC.pm).
+    """As an administrator's `qm clone` and `pct clone` do, into the fleet's pool: what is not named anew is copied, description and tags
+    too (qemu-server, src/PVE/API2/Qemu.pm, "copy everything else"; pve-container, src/PVE/API2/LXC.pm).
     """
     guest = served.pve.guest(vmid)
-    api = Api(settle(served.options()))
+    login = {key: value for key, value in served.options().items() if not key.startswith("api_token")}
+    api = Api(settle({**login, "api_user": "root@pam", "api_password": "secret"}))
     path = f"nodes/{guest.node}/{'lxc' if 'rootfs' in guest.config else 'qemu'}"
     state, guest.status = guest.status, "stopped"  # a full clone of a running container needs a snapshot
-    api.tasks.wait(api.tell("cloning", "post", f"{path}/{vmid}/clone", newid=newid, full=1), "cloning", 10)
+    api.tasks.wait(api.tell("cloning", "post", f"{path}/{vmid}/clone", newid=newid, full=1, pool="fleet"), "cloning", 10)
     guest.status = state
     api.tasks.wait(api.tell("starting", "post", f"{path}/{newid}/status/start"), "starting", 10)
     copy = served.pve.guest(newid)
