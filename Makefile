@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 
-.PHONY: help setup demo lab-down test lint bench faults vm-image test-pve clean
+.PHONY: help setup demo lab-down test lint bench faults vm-image test-pve test-libvirt clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s '#'
@@ -36,6 +36,9 @@ vm-image: ## golden images of virtual machines, from Debian packages
 
 test-pve: .venv/.tests ## the Proxmox provider on your own cluster: PVE_HOST=... (docs/proxmox.md)
 	@$(PY) -m pytest -q -s -o timeout=7200 tests/pve
+
+test-libvirt: .venv/.libvirt ## the libvirt provider on a host of your own: URI=... VOLUME=... (docs/libvirt.md)
+	@$(PY) -m pytest -q -s tests/libvirt_host
 
 clean: ## remove what was built, the environment too
 	@rm -rf .venv build tests/output
