@@ -38,7 +38,7 @@ test-pve: .venv/.tests ## the Proxmox provider on your own cluster: PVE_HOST=...
 	@$(PY) -m pytest -q -s -o timeout=7200 tests/pve
 
 test-libvirt: .venv/.libvirt ## the libvirt provider on a host of your own: URI=... VOLUME=... (docs/libvirt.md)
-	@$(PY) -m pytest -q -s tests/libvirt_host
+	@$(PY) -m pytest -q -s -o timeout=7200 tests/libvirt_host
 
 clean: ## remove what was built, the environment too
 	@rm -rf .venv build tests/output
