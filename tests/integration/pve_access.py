@@ -37,7 +37,7 @@ class Access(FakePve):
     def allowed(self, user: str, path: str, priv: str) -> bool:
         """What both of them hold, the token and its user; a pool's rights hold for its members alone."""
         owner = user.split("!")[0]
-        return self.acl is None or owner == "root@pam" or all(self._holds(who, path, priv) for who in {user, owner})
+        return self.acl is None or owner == "root@pam" or all(self._holds(who, path, priv) for who in (user, owner))
 
     def _holds(self, who: str, path: str, priv: str) -> bool:
         kind, _slash, name = path[1:].partition("/")
@@ -54,7 +54,7 @@ class Access(FakePve):
         """As `PVE/RPCEnvironment.pm`, get_effective_permissions: at the paths of all entries, and at every member of a pool."""
         if self.acl is None:
             return await super()._permissions(v, user)
-        paths = {"/", "/access", "/nodes", "/pool", "/sdn", "/storage", "/vms", *(path for held in self.acl.values() for path, _ in held)}
+        paths = {"/", "/access", "/nodes", "/pool", "/sdn", "/storage", "/vms", *(entry[0] for held in self.acl.values() for entry in held)}
         paths |= {f"/vms/{vmid}" for members in self.pools.values() for vmid in members}
         held = {path: {priv: 1 for priv in shapes.PRIVILEGES if self.allowed(user, path, priv)} for path in paths}
         return {path: privs for path, privs in sorted(held.items()) if privs}

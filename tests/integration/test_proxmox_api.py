@@ -230,7 +230,6 @@ def test_a_removal_whose_answer_is_lost_is_judged_by_its_task(make: MakeCase, se
                 case.provider.destroy(made, 1)
 
 
-
 # Certificates
 
 LOGINS = {

@@ -350,8 +350,6 @@ def test_a_container_is_never_started_by_its_backup(make: MakeCase, served: Serv
     assert all("a backup is at work on it" in item.note for item in seen.values())
 
 
-
-
 def test_the_module_makes_nothing_beside_what_no_node_shows(make: MakeCase, served: Served) -> None:
     """Without a ledger, nobody knows the name and the address of a guest on a lost node."""
     case = make(**ADDRESSES)
