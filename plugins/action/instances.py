@@ -32,7 +32,9 @@ class ActionModule(FleetAction):
             if leased and params["release"].get("number"):
                 self._take_what_was_recorded(from_dict(Lease, params["lease"]), params, task_vars)
             permit = _permit(guard, from_dict(Lease, params["lease"]), params["receipts"]) if leased else None
+            seal = None
             if permit and params["verb"] == "decommission":
+                seal = _seal(params)
                 # Before the record, after which there is no way back; and again for each, right before it is stopped.
                 permit(*(from_dict(Instance, item) for item in (*params["standby"], *params["instances"])))
             if leased and params["record"]:
@@ -41,7 +43,8 @@ class ActionModule(FleetAction):
             if leased and params["folder"]:
                 make_room(params["folder"])
             journal = _Journal(from_dict(Lease, params["lease"]), self.say) if leased else None
-            result = self.on_host(partial(_instances.carry_out, journal=journal, permit=permit), params, task_vars)
+            work = partial(_instances.carry_out, journal=journal, permit=permit, seal=seal)
+            result = self.on_host(work, params, task_vars)
             if leased:
                 self._keep(from_dict(Lease, params["lease"]), params, result)
             if leased and params["verb"] == "decommission" and params["keep_images"] is not None:
@@ -59,12 +62,10 @@ class ActionModule(FleetAction):
             params.update(options=dict(former.options), port=former.port)
 
     def _keep(self, lease: Lease, params: Mapping[str, Any], result: Result) -> None:
-        """What the ledger has to know of instances that were stopped, or that have told their addresses."""
-        ledger = Ledger(lease.url, lease.state_dir)
-        if result.get("seals"):
-            ledger.seal(lease, [from_dict(Instance, item) for item in params["standby"]], result["seals"])
+        """What the ledger has to know of instances that have told their addresses."""
         wave = params["wave"]
         if wave and not all(item["address"] for item in params["instances"]):
+            ledger = Ledger(lease.url, lease.state_dir)
             made = [from_dict(Instance, item) for item in result["instances"]]
             provider = _instances.connect(params["provider"], params["options"])
             pools = {pool.host: pool for pool in provider.pools(params["fleet"], params["port"], params["balancers"])}
@@ -97,6 +98,12 @@ def _permit(guard: Guard, lease: Lease, results: Sequence[Mapping[str, Any]]) ->
         ledger.permit(lease, instances, own)
 
     return permit
+
+
+def _seal(params: Mapping[str, Any]) -> Callable[[Mapping[str, str]], None]:
+    """Keeps the seals of a fleet's standby in its ledger."""
+    lease = from_dict(Lease, params["lease"])
+    return partial(Ledger(lease.url, lease.state_dir).seal, lease, [from_dict(Instance, item) for item in params["standby"]])
 
 
 class _Journal:

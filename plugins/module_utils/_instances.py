@@ -67,13 +67,18 @@ def connect(provider: str, options: Mapping[str, Any], journal: Optional[Journal
     raise InvalidError([f"fleet_provider: {provider} is not available in this version; write one of {', '.join(PROVIDERS)}"])
 
 
+Seal = Callable[[Mapping[str, str]], None]
+"""Keeps the seals of stopped instances, by their names."""
+
+
 def carry_out(
     params: Mapping[str, Any], check_mode: bool, say: Callable[[str], None], journal: Optional[Journal] = None,
-    permit: Optional[Permit] = None,
+    permit: Optional[Permit] = None, seal: Optional[Seal] = None,
 ) -> Dict[str, Any]:
     """One verb on a set of instances. params as in ARGUMENTS; raises FleetError and what the provider raises.
 
     permit is what the ledger says of stopping or removing an instance. Without one, those that belong to a ledger are refused.
+    seal is given the seals of what was stopped before anything else is removed, which may fail.
     """
     provider = connect(params["provider"], params["options"], journal)
     if params["verb"] == "observe":
@@ -97,7 +102,7 @@ def carry_out(
     if come:
         result["instances"] = [to_dict(item) for item in _provision(provider, instances, params, lines)]
     else:
-        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines, permit or refuse_leased)
+        result["seals"] = _decommission(provider, instances, standby, params["stop_timeout"], lines, permit or refuse_leased, seal)
     return result
 
 
@@ -131,12 +136,15 @@ def _provision(provider: Provider, instances: Sequence[Instance], params: Mappin
 
 def _decommission(
     provider: Provider, instances: Sequence[Instance], standby: Sequence[Instance], timeout: int, tell: Tell, permit: Permit,
+    seal: Optional[Seal],
 ) -> Dict[str, str]:
     """Some are stopped and kept, the others go. Returns the seals of what was stopped."""
     seals: Dict[str, str] = {}
     if standby:
         provider.stop(standby, timeout, permit)
         seals = dict(provider.seals(standby))
+        if seal and seals:
+            seal(seals)
         tell(standby, "stopped, kept as standby")
     if instances:
         provider.destroy(instances, timeout, permit)

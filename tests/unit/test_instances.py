@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from ansible_collections.phoenix.fleet.plugins.action import instances as instances_action
 from ansible_collections.phoenix.fleet.plugins.module_utils import _instances
-from ansible_collections.phoenix.fleet.plugins.module_utils._errors import UnreachableError
-from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, LastWords, to_dict
+from ansible_collections.phoenix.fleet.plugins.module_utils._errors import RefusedError, UnreachableError
+from ansible_collections.phoenix.fleet.plugins.module_utils._model import Definition, Instance, LastWords, to_dict
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._definition import published, recorded
 from ansible_collections.phoenix.fleet.plugins.plugin_utils._ledger import Ledger
 from ansible_collections.phoenix.fleet.tests.contract.ledger_contract import release_plan
@@ -58,3 +58,28 @@ def test_an_earlier_release_is_made_as_the_ledger_recorded_it(tmp_path: Path, mo
     }, {})
     assert given[0]["port"] == 8080
     assert given[0]["options"] == {"memory": 64 << 20, "environment": {"A": "then"}, "secrets": {"key": "now"}}
+
+
+def test_the_seals_of_a_standby_are_kept_although_a_removal_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback would find it stopped by nobody knows whom, and make another in its place."""
+    kept: dict[str, str] = {}
+
+    class Leaking:
+        def stop(self, *_what: Any) -> None:
+            pass
+
+        def seals(self, standby: list[Instance]) -> dict[str, str]:
+            return {item.name: "sealed" for item in standby}
+
+        def destroy(self, *_what: Any) -> None:
+            raise RefusedError("destroying web-r1-1", "a disk was left over", "Remove it")
+
+    monkeypatch.setattr(_instances, "connect", lambda *_how: Leaking())
+    old, standby = (to_dict(Instance(f"web-r{number}-1", "h", "web", number, 1, "", "", 0, id="x", state="running")) for number in (1, 2))
+    params = {
+        "verb": "decommission", "fleet": "web", "provider": "docker", "options": {}, "instances": [old], "standby": [standby],
+        "stop_timeout": 1,
+    }
+    with pytest.raises(RefusedError):
+        _instances.carry_out(params, False, print, permit=print, seal=kept.update)
+    assert kept == {"web-r2-1": "sealed"}
