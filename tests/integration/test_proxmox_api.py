@@ -31,6 +31,7 @@ from ansible_collections.phoenix.fleet.plugins.module_utils._providers import _p
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers._proxmox_api import Refusal
 from ansible_collections.phoenix.fleet.plugins.module_utils._providers.proxmox import connect
 from ansible_collections.phoenix.fleet.tests.contract.provider_contract import ProviderContract
+from ansible_collections.phoenix.fleet.tests.integration.docker_engine import until
 from ansible_collections.phoenix.fleet.tests.integration.pve_case import ADDRESSES, MakeCase, ProxmoxCase, grant, granted
 from ansible_collections.phoenix.fleet.tests.integration.pve_cluster import HOST, TOKEN, USER, CuttingProxy, Served
 from cryptography import x509
@@ -118,7 +119,8 @@ def test_a_clone_under_way_and_a_removal_under_way_are_out_of_sight(make: MakeCa
     done, served.pve.ending = paused(served), 1.0
     upid = case.provider.api.tell("removing", "delete", found.guest.path)  # type: ignore[attr-defined]
     cluster.forget()
-    assert case.guest(item).lock == "destroyed" and cluster.survey() == [] and cluster.look(found.guest) is None
+    until("the removal begins", lambda: case.guest(item).lock == "destroyed")
+    assert cluster.survey() == [] and cluster.look(found.guest) is None
     go_on(served, done)
     assert case.provider.api.tasks.wait(upid, "removing", 30) == "OK" and served.pve.guest(item.number) is None  # type: ignore[attr-defined]
 

@@ -65,6 +65,27 @@ def test_heal_replaces_one_share_after_the_other(site: Site) -> None:
     assert site.play("heal").changed == 0
 
 
+def test_what_serves_stays_although_the_engine_lists_it_no_more(site: Site, images: str) -> None:
+    """Renamed by hand, a container is no instance to its engine. HAProxy calls it up: heal leaves it in service, a release takes it out."""
+    site.release()
+    item, servers = site.containers("web")[0], site.haproxy.weights("web")
+    name = item.name
+    item.rename(f"{name}-mine")
+    with Load(site.haproxy.url("web") + "/", rate=50) as load:
+        healed = site.play("heal")
+        assert healed.code == 0 and site.haproxy.weights("web") == servers, healed.output
+        told = site.play("status").output
+        assert f"{name}-mine" in told and f"no listing shows {name}, and every balancer calls it up" in told, told
+        site.release(release_image=f"{images}:v2")
+        assert site.versions("web") == {"v2"}
+        item.reload()
+        assert item.status == "running", "it is nobody's, and was stopped"
+        item.rename(name)
+        assert site.play("heal").code == 0
+    assert load.result["failed"] == 0, load.result
+    assert site.running("web") == ["r2-1", "r2-2"]
+
+
 def test_change_of_definition_alone_is_a_release(site: Site) -> None:
     site.release()
     site.fleet("web", fleet_docker={**site.fleets["web"]["fleet_docker"], "environment": {"COLOUR": "green"}})
